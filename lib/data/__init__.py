@@ -1,0 +1,26 @@
+"""Data sets: manifests, images with masks, and the generators of the synthetic ones."""
+
+from lib.data.dataset import ImageDataset, augmentation
+from lib.data.manifest import PROJECT, Description, load_description, load_manifest, pixel_hash, verify
+
+__all__ = [
+    "PROJECT",
+    "Description",
+    "ImageDataset",
+    "augmentation",
+    "generate",
+    "load_description",
+    "load_manifest",
+    "pixel_hash",
+    "prepare",
+    "verify",
+]
+
+
+def __getattr__(name: str):
+    """Import `generate` and `prepare` when first asked for, so that `python -m lib.data.generation` loads it once."""
+    if name in ("generate", "prepare"):
+        from lib.data import generation
+
+        return getattr(generation, name)
+    raise AttributeError(f"module 'lib.data' has no attribute {name!r}")

@@ -1,0 +1,136 @@
+"""Images of a manifest as tensors, and the papers' augmentations."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
+
+from lib.data.manifest import box_mask, parse_boxes, read_image
+
+
+class ImageDataset(Dataset):
+    """Samples of manifest rows: dicts of image, label, mask, has_mask and id.
+
+    image: float32 (C, H, W) in [0, 1]; label: int64; mask: uint8 (H, W), 0 or 1, from the mask file or else the boxes,
+    all 0 where there is neither; has_mask: bool; id: the image's path in the manifest. No normalisation here.
+    `channels` (1 or 3) and `size` (height, width) convert what the files hold; `transform` is one of
+    torchvision.transforms.v2, for (Image, Mask) together. Decoded images stay in memory unless `cache` is False.
+    """
+
+    def __init__(self, frame: pd.DataFrame, root=None, transform=None, channels=None, size=None, cache: bool = True):
+        if channels not in (None, 1, 3):
+            raise ValueError(f"channels: expected 1, 3 or None, got {channels!r}")
+        if root is None and "root" not in frame.attrs:
+            raise ValueError("root: expected a folder, as the frame has none in its attrs; got None")
+        self.frame, self.root = frame.reset_index(drop=True), Path(frame.attrs["root"] if root is None else root)
+        self.transform, self.channels, self.size = transform, channels, None if size is None else tuple(size)
+        self.cache = {} if cache else None
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __getitem__(self, index: int) -> dict:
+        pixels, mask = self._decoded(index)
+        image = tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
+        mask = tv_tensors.Mask(torch.from_numpy(mask.copy()))
+        if self.transform is not None:
+            image, mask = self.transform(image, mask)
+        row = self.frame.iloc[index]
+        return {
+            "image": image.as_subclass(torch.Tensor).contiguous(),
+            "label": torch.tensor(int(row["label"])),
+            "mask": mask.as_subclass(torch.Tensor).contiguous(),
+            "has_mask": torch.tensor(bool(row["mask"] or row["boxes"])),
+            "id": row["image"],
+        }
+
+    def _decoded(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels uint8 (H, W, C) and mask uint8 (H, W)."""
+        index = range(len(self))[index]
+        if self.cache is not None and index in self.cache:
+            return self.cache[index]
+        row = self.frame.iloc[index]
+        pixels = read_image(self.root / row["image"])
+        height, width = pixels.shape[:2]
+        if row["mask"]:
+            mask = read_image(self.root / row["mask"]) > 127
+            mask = mask.any(2) if mask.ndim == 3 else mask
+            if mask.shape != (height, width):
+                raise ValueError(f"{row['mask']}: expected shape {(height, width)} of its image, got {mask.shape}")
+        else:
+            mask = box_mask(parse_boxes(row["boxes"], width, height), height, width)
+        picture = Image.fromarray(pixels)
+        if self.channels is not None:
+            picture = picture.convert("L" if self.channels == 1 else "RGB")
+        if self.size is not None:
+            picture = picture.resize(self.size[::-1], Image.Resampling.BILINEAR)
+            mask = np.array(Image.fromarray(mask).resize(self.size[::-1], Image.Resampling.NEAREST))
+        decoded = np.atleast_3d(np.array(picture)), mask.astype(np.uint8)
+        if self.cache is not None:
+            self.cache[index] = decoded
+        return decoded
+
+
+class ResizedCrop(v2.RandomResizedCrop):
+    """Random crop, resized to the size that the image had."""
+
+    def transform(self, inpt, params):
+        size = F.get_size(inpt)
+        return F.resized_crop(inpt, **params, size=size, interpolation=self.interpolation, antialias=self.antialias)
+
+
+PROBABILITY = {"none": 0.0, "flips": 0.5, "fundus": 0.5, "chest": 0.5, "xml": 0.2}
+
+
+def augmentation(name: str, probability: float | None = None) -> v2.Compose:
+    """Random transform of (Image, Mask): none, flips, fundus (also OCT), chest (RSNA) or xml (Explainer-Classifier).
+
+    `probability` is that of each step; of the flips (chest: its rotation and colours always vary); of the whole (xml,
+    as in the reference code, whose longer list of distortions this does not repeat). None: the papers' 0.5, xml 0.2.
+    Sources: SoftCAM (arXiv 2505.17748); Explainer-Classifier (Pattern Recognition Letters 133, 2020).
+    """
+    if name not in PROBABILITY:
+        raise ValueError(f"name: expected one of {', '.join(PROBABILITY)}, got {name!r}")
+    p = PROBABILITY[name] if probability is None else probability
+    if not 0 <= p <= 1:
+        raise ValueError(f"probability: expected a number in [0, 1], got {probability!r}")
+    linear = InterpolationMode.BILINEAR
+    flips = [v2.RandomHorizontalFlip(p), v2.RandomVerticalFlip(p)]
+
+    def maybe(step):
+        return v2.RandomApply([step], p=p)
+
+    steps = {
+        "none": [v2.Identity()],
+        "flips": flips,
+        "fundus": [
+            maybe(ResizedCrop(1, scale=(0.87, 1.15), ratio=(0.7, 1.3))),
+            *flips,
+            maybe(v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1)),
+            maybe(v2.RandomRotation(180, interpolation=linear)),
+            maybe(v2.RandomAffine(0, translate=(0.2, 0.2), interpolation=linear)),
+        ],
+        "chest": [
+            *flips,
+            v2.RandomRotation(30, interpolation=linear),
+            v2.ColorJitter(brightness=(0.8, 1.1), contrast=(0.8, 1.4)),
+        ],
+        "xml": [
+            maybe(
+                v2.Compose(
+                    [
+                        v2.RandomHorizontalFlip(0.5),
+                        v2.RandomVerticalFlip(0.5),
+                        v2.RandomAffine(10, translate=(0.0625, 0.0625), interpolation=linear),
+                    ]
+                )
+            )
+        ],
+    }
+    return v2.Compose(steps[name])

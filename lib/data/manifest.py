@@ -1,0 +1,255 @@
+"""Manifests: one CSV row per image and one YAML per data set, checked before use."""
+
+import hashlib
+import json
+import math
+import os
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pandera.pandas as pa
+import yaml
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+
+PROJECT = Path(__file__).resolve().parents[2]
+MANIFESTS = PROJECT / "data_manifests"
+SPLITS = ("train", "val", "test")
+COLUMNS = ["image", "label", "split", "patient", "mask", "boxes", "width", "height", "sha256"]
+MOST_PROBLEMS = 20
+
+Split = Literal["train", "val", "test"]
+
+
+class Description(BaseModel):
+    """What a data set is, as its YAML says; mean and std are per channel of images in [0, 1], patch in pixels.
+
+    generator, of synthetic sets: a `seed`, and whatever the generator's own parameters are; `generator` names the
+    generator where the data set is not called after it.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    title: str
+    synthetic: bool
+    homepage: str = ""
+    licence: str = ""
+    citation: str = ""
+    classes: list[str] = Field(min_length=2)
+    modality: str
+    image_size: tuple[PositiveInt, PositiveInt]
+    channels: Literal[1, 3]
+    mean: list[float]
+    std: list[PositiveFloat]
+    counts: dict[Split, NonNegativeInt] | None = None
+    annotation: Literal["mask", "box", "none"]
+    patch: PositiveInt
+    root: str | None = None
+    generator: dict[str, Any] | None = None
+
+
+def _yaml_path(name: str | Path) -> Path:
+    own = Path(name)
+    return own if own.suffix in (".yaml", ".yml") else MANIFESTS / f"{name}.yaml"
+
+
+def load_description(name: str | Path) -> Description:
+    """Read and check a data set's YAML; `name` is one of data_manifests/ or the path of a YAML of one's own."""
+    path = _yaml_path(name)
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in MANIFESTS.glob("*.yaml")))
+        raise FileNotFoundError(f"data set {str(name)!r}: no {path}; expected one of {known}, or the path of a YAML")
+    try:
+        description = Description.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValidationError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    for key in ("mean", "std"):
+        if len(values := getattr(description, key)) != description.channels:
+            raise ValueError(f"{path}: {key}: expected {description.channels} values (channels), got {values}")
+    made = description.generator
+    if made is not None and not (type(made.get("seed")) is int and made["seed"] >= 0):
+        raise ValueError(f"{path}: generator: expected a seed, a whole number from 0, got {made.get('seed')!r}")
+    return description
+
+
+def data_root(name: str | Path, root: str | Path | None = None) -> Path:
+    """Where the images lie: `root`, else the YAML's own `root` (relative to the YAML), else datasets/<name>."""
+    if root is not None:
+        return Path(root).resolve()
+    description = load_description(name)
+    own = description.root
+    return (_yaml_path(name).parent / own).resolve() if own else PROJECT / "datasets" / description.name
+
+
+def manifest_path(name: str | Path, root: str | Path | None = None) -> Path:
+    """The CSV beside the YAML, or else `manifest.csv` in the data set's root (published sets)."""
+    beside = _yaml_path(name).with_suffix(".csv")
+    return beside if beside.is_file() else data_root(name, root) / "manifest.csv"
+
+
+def load_manifest(name: str | Path, split: str | None = None, root: str | Path | None = None) -> pd.DataFrame:
+    """Rows of a data set's checked manifest, of one split or of all; attrs hold `name` and `root` (absolute).
+
+    Raises FileNotFoundError without a CSV, and ValueError with every problem (at most 20) as file, line, column, value.
+    """
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"split: expected one of {SPLITS}, got {split!r}")
+    description, path, folder = load_description(name), manifest_path(name, root), data_root(name, root)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"data set {description.name!r}: no manifest {path}; its data come from {description.homepage or 'unknown'}"
+            f", and build_manifest({description.name!r}, root) writes the manifest from the files"
+        )
+    raw = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False).fillna("")
+    frame = check_manifest(raw, description, path)
+    frame = frame if split is None else frame[frame["split"] == split].reset_index(drop=True)
+    frame.attrs.update(name=description.name, root=str(folder))
+    return frame
+
+
+def write_manifest(frame: pd.DataFrame, path: str | Path) -> None:
+    """Write manifest rows as CSV; the file appears whole."""
+    temporary = Path(path).with_name(Path(path).name + ".part")
+    frame[COLUMNS].to_csv(temporary, index=False, lineterminator="\n")
+    os.replace(temporary, path)
+
+
+def _text(pattern: str, expected: str) -> pa.Column:
+    return pa.Column(str, pa.Check.str_matches(f"^(?:{pattern})$", error=expected))
+
+
+SCHEMA = pa.DataFrameSchema(
+    {
+        "image": _text(".+", "a path relative to the data set's root"),
+        "label": _text(r"\d+", "a whole number from 0"),
+        "split": _text("|".join(SPLITS), "train, val or test"),
+        "patient": pa.Column(str),
+        "mask": pa.Column(str),
+        "boxes": pa.Column(str),
+        "width": _text(r"[1-9]\d*", "a whole number from 1"),
+        "height": _text(r"[1-9]\d*", "a whole number from 1"),
+        "sha256": _text("[0-9a-f]{64}", "64 hexadecimal digits"),
+    },
+    strict=True,
+)
+
+
+def check_manifest(raw: pd.DataFrame, description: Description, file: str | Path) -> pd.DataFrame:
+    """Check rows of strings, as a CSV holds them, and return them typed; ValueError lists every problem found."""
+    problems, bad = [], set()
+    try:
+        SCHEMA.validate(raw, lazy=True)
+    except pa.errors.SchemaErrors as errors:
+        for case in errors.failure_cases.itertuples():
+            if case.check in ("column_in_dataframe", "column_in_schema"):
+                verb = "is missing" if case.check == "column_in_dataframe" else "is not known"
+                raise ValueError(f"{file}: column {case.failure_case!r} {verb}; expected {COLUMNS}") from None
+            bad.add(case.index)
+            problems.append((case.index, case.column, case.failure_case, f"expected {case.check}"))
+    frame = raw.drop(index=list(bad)).astype({"label": int, "width": int, "height": int})
+    problems += _cross_checks(frame, description)
+    problems = sorted(problems, key=lambda problem: problem[:2])
+    lines = [f"line {row + 2}, column {column}: {value!r}: {why}" for row, column, value, why in problems]
+    if not bad and description.counts is not None:
+        found = {split: int((frame["split"] == split).sum()) for split in description.counts}
+        lines += [
+            f"column split: {found[split]} rows of {split!r}: expected {expected} as the YAML's counts say"
+            for split, expected in description.counts.items()
+            if found[split] != expected
+        ]
+    if lines:
+        raise ValueError(_listing(f"{file}: {len(lines)} problem(s)", lines))
+    return frame
+
+
+def _cross_checks(frame: pd.DataFrame, description: Description) -> list[tuple[int, str, object, str]]:
+    """What no single cell shows, as (row, column, value, why)."""
+    problems, patients, seen = [], {}, {"image": {}, "sha256": {}}
+    for row in frame.itertuples():
+        if row.label >= len(description.classes):
+            problems.append((row.Index, "label", row.label, f"expected one of the {len(description.classes)} classes"))
+        if row.patient and patients.setdefault(row.patient, (row.split, row.Index))[0] != row.split:
+            split, first = patients[row.patient]
+            problems.append((row.Index, "patient", row.patient, f"in {row.split}, but in {split} on line {first + 2}"))
+        for column, rows in seen.items():
+            value = getattr(row, column)
+            split, first = rows.setdefault(value, (row.split, row.Index))
+            if first != row.Index:
+                why = f"in {row.split}, but already in {split} on line {first + 2}"
+                problems.append((row.Index, column, value, why))
+        for column in ("image", "mask"):
+            path = PurePosixPath(getattr(row, column))
+            if path.is_absolute() or ".." in path.parts or "\\" in str(path):
+                problems.append((row.Index, column, str(path), "expected a path inside the data set's root"))
+        try:
+            parse_boxes(row.boxes, row.width, row.height)
+        except ValueError as error:
+            problems.append((row.Index, "boxes", row.boxes, str(error)))
+    return problems
+
+
+def parse_boxes(text: str, width: int, height: int) -> list[list[float]]:
+    """The boxes [x, y, width, height] in pixels of a manifest cell; an empty cell has none."""
+    try:
+        boxes = json.loads(text) if text else []
+    except json.JSONDecodeError as error:
+        raise ValueError(f"expected a JSON list of [x, y, width, height] ({error})") from None
+    if not isinstance(boxes, list) or not all(
+        isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) and math.isfinite(v) for v in box)
+        for box in boxes
+    ):
+        raise ValueError("expected a JSON list of [x, y, width, height]")
+    for x, y, w, h in boxes:
+        if min(x, y) < 0 or min(w, h) <= 0 or x + w > width or y + h > height:
+            raise ValueError(f"expected boxes inside the image of {width} x {height} pixels")
+    return boxes
+
+
+def box_mask(boxes: list[list[float]], height: int, width: int) -> np.ndarray:
+    """Boolean (height, width): True on every pixel that a box touches."""
+    mask = np.zeros((height, width), dtype=bool)
+    for x, y, w, h in boxes:
+        mask[math.floor(y) : math.ceil(y + h), math.floor(x) : math.ceil(x + w)] = True
+    return mask
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Decoded pixels, uint8 (H, W) or (H, W, 3); palettes and alpha become RGB; ValueError for other depths."""
+    with Image.open(path) as image:
+        if image.mode not in ("1", "L", "P", "LA", "RGB", "RGBA"):
+            raise ValueError(f"{path}: expected an 8-bit grey or colour image, got mode {image.mode!r}")
+        mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+        return np.array(image.convert(mode))
+
+
+def pixel_hash(pixels: np.ndarray) -> str:
+    """SHA-256, in hexadecimal, of the pixels' shape, type and bytes: independent of how a file compresses them."""
+    header = f"{pixels.shape}{pixels.dtype.str}".encode()
+    return hashlib.sha256(header + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+def verify(frame: pd.DataFrame, root: str | Path | None = None) -> None:
+    """Read every image of the manifest again; ValueError lists those missing, of another size, or of other pixels."""
+    folder, lines = Path(frame.attrs["root"] if root is None else root), []
+    for row in frame.itertuples():
+        missing = [path for path in (row.image, row.mask) if path and not (folder / path).is_file()]
+        lines += [f"{path}: missing" for path in missing]
+        if row.image in missing:
+            continue
+        pixels = read_image(folder / row.image)
+        if pixels.shape[:2] != (row.height, row.width):
+            size = f"{pixels.shape[1]} x {pixels.shape[0]}"
+            lines.append(f"{row.image}: size {size}, the manifest says {row.width} x {row.height}")
+        elif (found := pixel_hash(pixels)) != row.sha256:
+            lines.append(
+                f"{row.image}: pixels differ from the manifest (sha256 {found[:12]}..., not {row.sha256[:12]}...)"
+            )
+    if lines:
+        raise ValueError(_listing(f"{folder}: {len(lines)} of the manifest's files do not agree with it", lines))
+
+
+def _listing(title: str, lines: list[str]) -> str:
+    more = [f"... and {len(lines) - MOST_PROBLEMS} more"] if len(lines) > MOST_PROBLEMS else []
+    return "\n  ".join([title, *lines[:MOST_PROBLEMS], *more])

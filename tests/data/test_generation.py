@@ -1,0 +1,198 @@
+import json
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lib.data import generate, load_description, load_manifest, prepare
+from lib.data.digits import sources
+from lib.data.drawing import bounding_box, smooth_noise, soft, to_uint8
+from lib.data.generation import GENERATORS
+from lib.data.manifest import box_mask, read_image
+
+NAMES = list(GENERATORS)
+FEW = {"train": 3, "val": 2, "test": 2}
+
+
+def _draw(name, label, seed, **parameters):
+    return GENERATORS[name].draw(GENERATORS[name].Parameters(**parameters), label, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_committed_manifest_is_what_the_generator_makes(name, tmp_path):
+    made = dict(load_description(name).generator)
+    frame = generate(name, tmp_path, made.pop("seed"), FEW, **made)
+    committed = load_manifest(name)
+    committed = committed[committed.groupby("split").cumcount() < committed["split"].map(FEW)].reset_index(drop=True)
+    assert frame.to_csv() == committed.to_csv()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_seed_same_pixels_and_fewer_are_the_first_of_more(name, tmp_path):
+    few = generate(name, tmp_path / "few", 7, {"train": 3})
+    more = generate(name, tmp_path / "more", 7, {"train": 5, "test": 2})
+    other = generate(name, tmp_path / "other", 8, {"train": 3})
+    assert few.to_csv() == more.head(3).to_csv()
+    assert not set(few["sha256"]) & set(other["sha256"])
+    assert more["sha256"].is_unique
+    for path in few["image"]:
+        assert (tmp_path / "few" / path).read_bytes() == (tmp_path / "more" / path).read_bytes()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_are_what_the_description_says(name, tmp_path):
+    description, frame = load_description(name), generate(name, tmp_path, 1, {"train": 6})
+    for row in frame.itertuples():
+        with Image.open(tmp_path / row.image) as image:
+            assert image.mode == ("L" if description.channels == 1 else "RGB")
+            assert image.size == (row.width, row.height) == tuple(description.image_size)
+        if row.mask:
+            mask = read_image(tmp_path / row.mask)
+            assert set(np.unique(mask)) == {0, 255}
+        if row.boxes and name != "shapes":
+            assert (box_mask(json.loads(row.boxes), row.height, row.width) == (mask > 0)).all()
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_fundus_mask_is_exactly_what_the_disease_changed(seed):
+    diseased, mask, _ = _draw("fundus", 1, seed)
+    healthy, none, _ = _draw("fundus", 0, seed)
+    assert ((diseased != healthy).any(-1) == mask).all()
+    assert mask.sum() > 20 and not none.any()
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_chest_box_is_the_smallest_around_what_the_opacity_changed(seed):
+    ill, mask, extras = _draw("chest", 1, seed)
+    clear, none, no_boxes = _draw("chest", 0, seed)
+    assert extras["boxes"] == [bounding_box(ill != clear)]
+    assert (box_mask(extras["boxes"], 96, 96) == mask).all()
+    assert (ill.astype(int) - clear).min() >= 0 and not none.any() and no_boxes["boxes"] == []
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_digits_differ_only_inside_their_boxes(seed):
+    first, mask_first, _ = _draw("digits", 0, seed)
+    second, mask_second, _ = _draw("digits", 1, seed)
+    changed = first != second
+    assert changed.any() and not (changed & ~(mask_first | mask_second)).any()
+
+
+def test_digits_of_the_splits_are_disjoint():
+    used = [set(np.concatenate(list(sources(split)[0].values())).tolist()) for split in ("train", "val", "test")]
+    assert set.union(*used) == set(range(1797)) and sum(map(len, used)) == 1797
+    frame = load_manifest("digits")
+    for rows, split in zip(used, ("train", "val", "test"), strict=True):
+        assert {int(p.removeprefix("source-")) for p in frame.loc[frame["split"] == split, "patient"]} <= rows
+
+
+def test_brightness_does_not_give_the_label_away():
+    for name in ("digits", "shapes"):
+        means = [[_draw(name, label, seed)[0].mean() for seed in range(80)] for label in (0, 1)]
+        spread = np.std(means[0])
+        assert abs(np.mean(means[0]) - np.mean(means[1])) < 0.6 * spread, name
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
+        ("fundus", {"size": 10}, "size"),
+        ("fundus", {"lesion_scale": 9}, "lesion_scale"),
+        ("fundus", {"lesions": 9}, "lesions"),
+        ("chest", {"contrast": 0}, "contrast"),
+        ("chest", {"diameter_max": 90}, r"diameter_max: expected diameter_min 16 to 38.4 .* got 90"),
+        ("digits", {"digits": [4, 4]}, r"digits: expected two different digits, got \(4, 4\)"),
+        ("digits", {"digits": [4, 12]}, "digits"),
+        ("digits", {"height_max": 60}, r"height_max: expected height_min 19 to 28.8 .* got 60"),
+        ("digits", {"noise": -1}, "noise"),
+    ],
+)
+def test_impossible_parameters_are_refused(name, parameters, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        generate(name, tmp_path, 0, {"train": 1}, **parameters)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("fundus", {"lesion_scale": 2.0}),
+        ("fundus", {"noise": 0.1}),
+        ("fundus", {"size": 64}),
+        ("chest", {"contrast": 3.0}),
+        ("chest", {"diameter_min": 27.0}),
+        ("chest", {"noise": 0.1}),
+        ("digits", {"others": 0}),
+        ("digits", {"fragments": 0}),
+        ("digits", {"digits": (3, 8)}),
+    ],
+)
+def test_every_parameter_has_an_effect(name, parameters):
+    changed, default = _draw(name, 1, 1, **parameters)[0], _draw(name, 1, 1)[0]
+    assert changed.shape != default.shape or (changed != default).any()
+
+
+def test_generate_refuses_names_splits_and_counts(tmp_path):
+    with pytest.raises(ValueError, match="name: expected one of chest, digits, fundus, shapes, got 'retina'"):
+        generate("retina", tmp_path, 0, {"train": 1})
+    with pytest.raises(ValueError, match="counts: expected numbers from 0 for train, val, test, got 'dev': 1"):
+        generate("shapes", tmp_path, 0, {"dev": 1})
+    with pytest.raises(ValueError, match="got 'train': -1"):
+        generate("shapes", tmp_path, 0, {"train": -1})
+
+
+def test_prepare_makes_what_is_missing_and_no_more(own):
+    folder = own.parent / "images_of_own"
+    for path in folder.rglob("*.png"):
+        path.unlink()
+    frame = prepare(own, limit={"train": 2, "val": 0})
+    assert frame.groupby("split").size().to_dict() == {"test": 4, "train": 2}
+    assert frame.attrs["root"] == str(folder) and list(frame.index) == list(range(6))
+    assert len(list((folder / "images").rglob("*.png"))) == 6
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
+    prepare(own, limit={"train": 2, "val": 0})
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*.png")}
+    assert len(prepare(own)) == 13
+    with pytest.raises(ValueError, match=r"limit: expected numbers from 0 .* got 'dev': 1"):
+        prepare(own, limit={"dev": 1})
+
+
+def test_prepare_says_which_image_differs(edit, own):
+    path = edit({(2, "sha256"): "f" * 64})
+    (own.parent / "images_of_own" / "images/train/00002.png").unlink()
+    with pytest.raises(ValueError, match=r"images/train/00002\.png: pixels differ from the manifest"):
+        prepare(path)
+    prepare(path, limit={"train": 2})
+
+
+def test_prepare_cannot_make_what_has_no_generator(edit, own):
+    path = edit(generator=None, homepage="https://example.org/own")
+    assert len(prepare(path)) == 13
+    (own.parent / "images_of_own" / "images/val/00001.png").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"1 images missing, the first images/val/00001.png.*https://example.org"
+    ):
+        prepare(path)
+    path = edit(generator={"generator": "retina", "seed": 1})
+    with pytest.raises(ValueError, match="generator: expected one of chest, digits, fundus, shapes, got 'retina'"):
+        prepare(path)
+
+
+def test_an_image_depends_on_seed_name_split_and_number_only(tmp_path):
+    row = generate("chest", tmp_path, 5, {"train": 1, "test": 4}).iloc[-1]
+    image, _, extras = _draw("chest", row["label"], [5, zlib.crc32(b"chest"), 2, 3])
+    assert (read_image(tmp_path / row["image"]) == image).all()
+    assert json.loads(row["boxes"] or "[]") == extras["boxes"]
+
+
+def test_drawing_by_hand():
+    assert to_uint8(np.array([-1.0, 0.0, 0.5, 127.4999999999 / 255, 1.0, 2.0])).tolist() == [0, 0, 128, 128, 255, 255]
+    assert soft(np.array([-1.0, -0.5, 0.0, 0.25, 0.5])).tolist() == [1, 1, 0.5, 0.25, 0]
+    mask = np.zeros((5, 6), dtype=bool)
+    mask[1, 4] = mask[3, 2] = True
+    assert bounding_box(mask) == [2, 1, 3, 3]
+    noise = smooth_noise(np.random.default_rng(0), 400, 300, 40)
+    assert noise.shape == (400, 300) and abs(noise.mean()) < 0.05 and 0.35 < noise.std() < 0.65
+    assert np.abs(np.diff(noise, axis=0)).max() < 0.5
