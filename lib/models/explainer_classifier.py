@@ -1,0 +1,96 @@
+"""The Explainer-Classifier (Rio-Torto, Fernandes & Teixeira, Pattern Recognition Letters 133, 2020)."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lib.models.backbones import Gated, blackbox, double_conv
+
+
+class Explainer(nn.Module):
+    """U-Net from images (N, C, H, W) to a heatmap z (N, 1, H, W) in [0, 1]: `z = relu(tanh(bn(conv1x1(decoder))))`.
+
+    A level is conv-relu-conv-relu, then max pooling 2; on the way up, a transposed convolution 2x2 of stride 2, plus
+    the encoder's output of that level, then conv-relu-conv-relu.
+    channels: of the levels, from the image inwards. init_bias: of the batch normalisation; above 1, z is nearly white
+    at first (tanh 3 = 0.995). Raises ValueError for sides that are no multiples of 2 ** len(channels).
+
+    Weights start He-normal: as no layer normalises, torch's smaller default lets the signal of the deep levels fade,
+    and z stays a threshold on brightness.
+    """
+
+    def __init__(self, in_channels: int = 3, channels: tuple[int, ...] = (32, 64, 128), init_bias: float = 3.0) -> None:
+        super().__init__()
+        widths = (in_channels, *channels)
+        self.encoder = nn.ModuleList(double_conv(i, o) for i, o in zip(widths[:-1], channels, strict=True))
+        self.pool = nn.MaxPool2d(2)
+        inwards = (*channels, channels[-1])[:0:-1]
+        self.upsample = nn.ModuleList(
+            nn.ConvTranspose2d(i, o, 2, stride=2) for i, o in zip(inwards, channels[::-1], strict=True)
+        )
+        self.decoder = nn.ModuleList(double_conv(width, width) for width in channels[::-1])
+        self.project, self.bn = nn.Conv2d(channels[0], 1, 1), nn.BatchNorm2d(1)
+        nn.init.constant_(self.bn.bias, init_bias)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):  # every output sees fan inputs
+                fan = module.in_channels * (
+                    1 if isinstance(module, nn.ConvTranspose2d) else module.weight[0, 0].numel()
+                )
+                nn.init.normal_(module.weight, std=(2 / fan) ** 0.5)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        factor = 2 ** len(self.encoder)
+        if x.ndim != 4 or any(side % factor for side in x.shape[2:]):
+            raise ValueError(
+                f"x: expected (N, C, H, W) with sides that are multiples of {factor}, got {tuple(x.shape)}"
+            )
+        skips = []
+        for level in self.encoder:
+            skips.append(level(x))
+            x = self.pool(skips[-1])
+        for upsample, level, skip in zip(self.upsample, self.decoder, skips[::-1], strict=True):
+            x = level(upsample(x) + skip)
+        return F.relu(torch.tanh(self.bn(self.project(x))))
+
+
+class ExplainerClassifierOutput(NamedTuple):
+    logits: Tensor  # (N, K)
+    explanation: Tensor  # (N, 1, H, W) in [0, 1]
+
+
+class ExplainerClassifier(nn.Module):
+    """`z = explainer(x)`, `logits = classifier(x, z)`: the classifier sees its features through z (section 3)."""
+
+    def __init__(self, explainer: Explainer, classifier: Gated) -> None:
+        super().__init__()
+        self.explainer, self.classifier = explainer, classifier
+
+    def forward(self, x: Tensor) -> ExplainerClassifierOutput:
+        z = self.explainer(x)
+        return ExplainerClassifierOutput(self.classifier(x, z), z)
+
+    @property
+    def last_features(self) -> nn.Module:
+        return self.classifier.last_features
+
+
+def explainer_classifier(
+    architecture: str,
+    num_classes: int,
+    weights: str | Path | None = None,
+    init_bias: float = 3.0,
+    in_channels: int = 3,
+    width: int = 32,
+    channels: tuple[int, ...] = (32, 64, 128),
+) -> ExplainerClassifier:
+    """An Explainer of `channels` with the classifier that `blackbox` builds from the same arguments and seed.
+
+    The published classifiers are the ResNets (gated after the stem and after every residual block) and `vgg-gated`;
+    VGG, DenseNet and EfficientNet are gated at their poolings, dense blocks and stages. Raises what `blackbox` raises.
+    """
+    classifier = blackbox(architecture, num_classes, weights, in_channels, width)
+    return ExplainerClassifier(Explainer(in_channels, channels, init_bias), classifier)

@@ -1,0 +1,68 @@
+import pytest
+import torch
+from torch import nn
+
+from lib.models import Explainer, blackbox, explainer_classifier
+
+
+@pytest.mark.parametrize("in_channels", [1, 3])
+@pytest.mark.parametrize("architecture", ["compact", "resnet18", "vgg-gated", "densenet121"])
+def test_output(architecture, in_channels):
+    model = explainer_classifier(architecture, 3, in_channels=in_channels, channels=(4, 8, 16)).eval()
+    x = torch.rand(2, in_channels, 72, 96)
+    logits, z = model(x)
+    assert logits.shape == (2, 3)
+    assert z.shape == (2, 1, 72, 96)
+    assert z.min() >= 0 and z.max() <= 1
+    torch.testing.assert_close(model.classifier(x, z), logits)
+
+
+def test_heatmap_is_nearly_white_at_first_and_gray_with_a_small_bias():
+    x = torch.rand(4, 3, 64, 64)
+    white, gray = (explainer_classifier("compact", 2, init_bias=bias).explainer(x) for bias in (3.0, 1.0))
+    assert white.mean() > 0.95
+    assert gray.mean() < 0.8
+
+
+def test_the_classifier_is_a_black_box_of_the_same_seed_and_names():
+    torch.manual_seed(4)
+    alone = blackbox("resnet18", 2)
+    torch.manual_seed(4)
+    gated = explainer_classifier("resnet18", 2).classifier
+    assert all(torch.equal(value, gated.state_dict()[name]) for name, value in alone.state_dict().items())
+
+
+def test_gradient_of_the_logits_reaches_the_explainer():
+    model = explainer_classifier("compact", 2, width=8, channels=(4, 8, 16))
+    model(torch.rand(2, 3, 32, 32)).logits.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert model.explainer.encoder[0][0].weight.grad.abs().sum() > 0
+
+
+def test_explainer_by_hand():
+    """All convolutions zero but the last bias, 0.5: z = relu(tanh(0.5 + init_bias)) everywhere in eval mode."""
+    explainer = Explainer(1, (2, 2), init_bias=0.25).eval()
+    for module in explainer.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.zeros_(module.weight)
+    for module in (*explainer.encoder, *explainer.decoder, explainer.upsample):
+        for layer in module:
+            if hasattr(layer, "bias"):
+                nn.init.zeros_(layer.bias)
+    nn.init.constant_(explainer.project.bias, 0.5)
+    expected = torch.tanh(torch.tensor(0.5 / (1 + 1e-5) ** 0.5 + 0.25))
+    torch.testing.assert_close(explainer(torch.rand(1, 1, 4, 8)), expected.expand(1, 1, 4, 8))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 60, 64), (1, 3, 64, 4), (3, 64, 64)])
+def test_sides_are_checked(shape):
+    with pytest.raises(ValueError, match=r"x: expected \(N, C, H, W\) with sides that are multiples of 8, got \("):
+        Explainer()(torch.rand(shape))
+
+
+def test_bfloat16_autocast_trains():
+    model, x = explainer_classifier("compact", 2, width=8, channels=(4, 8, 16)), torch.rand(2, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, z = model(x)
+    (logits.float().sum() + z.float().mean()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())

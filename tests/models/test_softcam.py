@@ -1,0 +1,122 @@
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+from lib.models import ARCHITECTURES, blackbox, softcam, to_softcam
+
+CONVERTIBLE = ("resnet18", "resnext50_32x4d", "densenet121", "efficientnet_v2_s", "compact")
+
+
+def settle(model: nn.Module) -> nn.Module:
+    """Batch statistics that differ from their initial 0 and 1, so that a lost layer shows."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            module.bias.data.uniform_(-0.1, 0.1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "vgg-gated"])
+def test_every_architecture_has_one_map_per_class(architecture):
+    stride = 4 if architecture == "compact" else 32
+    with torch.device("meta"):
+        model = softcam(architecture, 5, in_channels=1)
+        logits, evidence = model(torch.zeros(2, 1, 96, 128, device="meta"))
+    assert logits.shape == (2, 5)
+    assert evidence.shape == (2, 5, 96 // stride, 128 // stride)
+
+
+@pytest.mark.parametrize("architecture", ["compact", "resnet18", "densenet121"])
+def test_logits_are_the_means_of_the_maps(architecture):
+    logits, evidence = softcam(architecture, 3).eval()(torch.rand(2, 3, 75, 101))  # sides no stride divides
+    torch.testing.assert_close(logits, evidence.double().sum((2, 3)).div(evidence[0, 0].numel()).float())
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "densenet121", "compact"])
+def test_same_seed_same_features_as_the_black_box(architecture):
+    torch.manual_seed(5)
+    theirs = blackbox(architecture, 3).state_dict()
+    torch.manual_seed(5)
+    ours = softcam(architecture, 3).state_dict()
+    shared = {name.removeprefix("features."): value for name, value in ours.items() if name.startswith("features.")}
+    assert all(torch.equal(value, theirs.get(name, theirs.get(f"features.{name}"))) for name, value in shared.items())
+
+
+@pytest.mark.parametrize("architecture", CONVERTIBLE)
+def test_conversion_keeps_the_logits(architecture):
+    model, x = settle(blackbox(architecture, 3)), torch.rand(2, 3, 96, 128)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        logits, evidence = to_softcam(model)(x)
+        torch.testing.assert_close(logits, model(x), rtol=1e-4, atol=1e-5)
+    assert evidence.shape[:2] == (2, 3)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_conversion_takes_torchvisions_own_model_and_leaves_it_alone():
+    model, x = settle(models.densenet121(weights=None, num_classes=2)), torch.rand(1, 3, 64, 64)
+    converted = to_softcam(model)
+    torch.testing.assert_close(converted(x).logits, model(x), rtol=1e-4, atol=1e-5)
+    assert type(model) is models.DenseNet
+    assert not converted.training
+    converted.evidence.weight.data.zero_()
+    assert model.classifier.weight.abs().sum() > 0
+
+
+def test_a_fresh_densenet_has_no_final_relu_and_a_converted_one_has():
+    assert isinstance(softcam("densenet121", 2).head, nn.Identity)
+    assert isinstance(to_softcam(blackbox("densenet121", 2)).head, nn.ReLU)
+
+
+def test_conversion_by_hand():
+    """One weight per class: the map of class k is feature k, twice; the bias is added to every pixel."""
+    model = blackbox("compact", 2, width=1).eval()
+    model.fc.weight.data, model.fc.bias.data = torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([1.0, -1.0])
+    cam, x = to_softcam(model), torch.rand(1, 3, 16, 16)
+    expected = 2 * cam.features(x) + torch.tensor([1.0, -1.0])[:, None, None]
+    torch.testing.assert_close(cam(x).evidence, expected)
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
+def test_output_stride_refines_the_same_map(architecture):
+    """Without its stride a stage computes the same values at the old positions, and others between them."""
+    torch.manual_seed(2)
+    coarse = settle(softcam(architecture, 2))
+    x = torch.rand(1, 3, 96, 128)
+    with torch.no_grad():
+        for stride in (32, 16, 8):
+            fine = softcam(architecture, 2, output_stride=stride).eval()
+            fine.load_state_dict(coarse.state_dict())
+            evidence = fine(x).evidence
+            assert evidence.shape[2:] == (96 // stride, 128 // stride)
+            step = 32 // stride
+            torch.testing.assert_close(evidence[:, :, ::step, ::step], coarse(x).evidence, rtol=1e-4, atol=1e-4)
+
+
+def test_output_stride_as_torchvision_dilates():
+    ours = softcam("resnet50", 2, output_stride=8)
+    theirs = models.resnet50(weights=None, replace_stride_with_dilation=[False, True, True])
+    for stage in ("layer3", "layer4"):
+        convolutions = [
+            [m for m in getattr(model, stage).modules() if isinstance(m, nn.Conv2d)]
+            for model in (ours.features, theirs)
+        ]
+        for a, b in zip(*convolutions, strict=True):
+            assert (a.stride, a.dilation, a.padding) == (b.stride, b.dilation, b.padding)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="output_stride: expected 8, 16 or 32, got 4"):
+        softcam("resnet18", 2, output_stride=4)
+    with pytest.raises(ValueError, match="selectable for ResNets only, got 16 for 'compact'"):
+        softcam("compact", 2, output_stride=16)
+    with pytest.raises(ValueError, match="'vgg-gated' ends in a global maximum"):
+        softcam("vgg-gated", 2)
+    with torch.device("meta"):
+        vgg = blackbox("vgg16", 2)
+    with pytest.raises(ValueError, match="VGG cannot become a SoftCAM with the same logits"):
+        to_softcam(vgg)
+    with pytest.raises(ValueError, match="blackbox: expected a ResNet, DenseNet, EfficientNet or compact, got Linear"):
+        to_softcam(nn.Linear(2, 2))
