@@ -1,0 +1,193 @@
+"""How well a heatmap points at the annotated region.
+
+Maps are (N, H, W), finite, of any scale and sign; masks are (N, H, W), boolean or 0/1. A value that the definition
+leaves open (an empty mask, a constant map) is NaN. Patches lie on a grid from (0, 0) without overlap, those at the
+right and lower border are cut; equal patches rank by position, row by row.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NAN = float("nan")
+
+
+def check_maps(name: str, maps: Tensor) -> Tensor:
+    """Maps (N, h, w) as float32 or float64. Raises ValueError where shape, dtype or values are wrong."""
+    if maps.ndim != 3 or 0 in maps.shape[1:]:
+        raise ValueError(f"{name}: expected shape (N, height, width), got {tuple(maps.shape)}")
+    if not maps.is_floating_point():
+        raise ValueError(f"{name}: expected floating-point values, got {maps.dtype}")
+    if not (finite := maps.isfinite().flatten(1).all(1)).all():
+        raise ValueError(f"{name}: expected finite values, got NaN or infinity in map {int(finite.int().argmin())}")
+    return maps if maps.dtype == torch.float64 else maps.float()
+
+
+def check_count(name: str, value: int) -> None:
+    """Raises ValueError unless `value` is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
+
+
+def _check_masks(masks: Tensor) -> Tensor:
+    if masks.ndim != 3:
+        raise ValueError(f"masks: expected shape (N, height, width), got {tuple(masks.shape)}")
+    if masks.dtype != torch.bool and not ((masks == 0) | (masks == 1)).all():
+        raise ValueError(f"masks: expected 0 and 1 only, got values from {masks.min()} to {masks.max()}")
+    return masks.bool()
+
+
+def _check(maps: Tensor, masks: Tensor, name: str = "maps") -> tuple[Tensor, Tensor]:
+    maps = check_maps(name, maps)
+    if masks.shape != maps.shape:
+        raise ValueError(f"masks: expected shape {tuple(maps.shape)} to match {name}, got {tuple(masks.shape)}")
+    return maps, _check_masks(masks).to(maps.device)
+
+
+def patch_scores(maps: Tensor, patch: int, by: str = "max") -> Tensor:
+    """Maximum or mean of each patch: (N, H, W) -> (N, ceil(H / patch), ceil(W / patch)).
+
+    A cut patch counts with the pixels it has. Raises ValueError for another `by`.
+    """
+    check_count("patch", patch)
+    if by == "max":
+        return F.max_pool2d(maps[:, None], patch, patch, ceil_mode=True)[:, 0]
+    if by == "mean":
+        return F.avg_pool2d(maps[:, None], patch, patch, ceil_mode=True, count_include_pad=False)[:, 0]
+    raise ValueError(f"by: expected 'max' or 'mean', got {by!r}")
+
+
+def rank_patches(maps: Tensor, patch: int, by: str = "max") -> tuple[Tensor, Tensor]:
+    """Scores and row-major grid positions of the patches, highest first: two tensors (N, P)."""
+    scores = patch_scores(check_maps("maps", maps), patch, by).flatten(1)
+    return scores.sort(dim=1, descending=True, stable=True)
+
+
+def topk_hits(maps: Tensor, masks: Tensor, k: int = 10, patch: int = 33, threshold: float | None = None) -> Tensor:
+    """(N, k): 1 where the j-th highest patch (score: its maximum) touches the mask, 0 where it does not.
+
+    NaN for an image with an empty mask, and where there is no j-th patch (scoring above `threshold`, if given).
+    """
+    maps, masks = _check(maps, masks)
+    check_count("k", k)
+    scores, order = rank_patches(maps, patch)
+    touched = patch_scores(masks.to(maps.dtype), patch).flatten(1)
+    counted = masks.flatten(1).any(1)[:, None] & (scores > (-float("inf") if threshold is None else threshold))
+    hits = touched.gather(1, order).masked_fill(~counted, NAN)[:, :k]
+    return F.pad(hits, (0, k - hits.shape[1]), value=NAN)
+
+
+def topk_precision(maps: Tensor, masks: Tensor, k: int = 10, patch: int = 33, threshold: float | None = None) -> Tensor:
+    """(k,): for K = 1..k, the share of the K highest patches that touch the mask, over all images pooled.
+
+    Arguments and exclusions as in `topk_hits`; NaN where no patch is left (SoftCAM, arXiv 2505.17748).
+    """
+    hits = topk_hits(maps, masks, k, patch, threshold)
+    return hits.nan_to_num(0).sum(0).cumsum(0) / hits.isfinite().sum(0).cumsum(0)
+
+
+def topk_ceiling(masks: Tensor, k: int = 10, patch: int = 33) -> Tensor:
+    """(k,): the highest `topk_precision` that any map could reach, as an image may have fewer than K lesion patches."""
+    masks = _check_masks(masks)
+    check_count("k", k)
+    touched = patch_scores(masks.float(), patch).flatten(1)[masks.flatten(1).any(1)]
+    asked = torch.arange(1, k + 1, device=masks.device)
+    found = touched.sum(1)[:, None].minimum(asked).sum(0)
+    return found / (asked.clamp(max=touched.shape[1]) * len(touched))
+
+
+def topk_chance(masks: Tensor, patch: int = 33) -> Tensor:
+    """(): the `topk_precision` expected of a random ranking: the share of patches that touch a (non-empty) mask."""
+    masks = _check_masks(masks)
+    return patch_scores(masks.float(), patch)[masks.flatten(1).any(1)].mean()
+
+
+def _activation(maps: Tensor) -> Tensor:
+    positive = maps.clamp(min=0)
+    low, high = positive.amin((1, 2), keepdim=True), positive.amax((1, 2), keepdim=True)
+    return (positive - low) / (high - low)
+
+
+def activation_precision(maps: Tensor, masks: Tensor) -> Tensor:
+    """(N,) in [0, 1]: sum(m a) / sum(a), `a` the map clipped at 0, then min-max scaled.
+
+    NaN for an empty mask and for a map that is constant once clipped.
+    """
+    maps, masks = _check(maps, masks)
+    a = _activation(maps)
+    return ((a * masks).sum((1, 2)) / a.sum((1, 2))).masked_fill(~masks.flatten(1).any(1), NAN)
+
+
+def activation_sensitivity(maps: Tensor, masks: Tensor) -> Tensor:
+    """(N,) in [0, 1]: sum(m a) / sum(m), `a` and NaN as in `activation_precision`."""
+    maps, masks = _check(maps, masks)
+    return (_activation(maps) * masks).sum((1, 2)) / masks.sum((1, 2))
+
+
+def pompom(z: Tensor, masks: Tensor, eps: float = 1e-6) -> Tensor:
+    """(N,) in [0, 1], lower is better: |{z > 0 and m = 0}| / (|{m = 0}| + eps), pixels of meaning outside the mask.
+
+    By its formula 0 for a mask that covers all; NaN for an empty mask or an all-zero z (Rio-Torto et al. 2020).
+    """
+    z, masks = _check(z, masks, "z")
+    if (z < 0).any():
+        raise ValueError(f"z: expected values of at least 0, got {z.min()}")
+    meaningful, outside = z > 0, ~masks
+    share = (meaningful & outside).sum((1, 2)) / (outside.sum((1, 2)).to(z.dtype) + eps)
+    return share.masked_fill(outside.flatten(1).all(1) | ~meaningful.flatten(1).any(1), NAN)
+
+
+def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
+    """(N,): 1 if the maximum lies in the mask, else 0 (Zhang et al. 2018, without tolerance).
+
+    NaN for an empty mask, a constant map, or where some of several equal maxima lie inside and some outside.
+    """
+    maps, masks = _check(maps, masks)
+    peaks = maps == maps.amax((1, 2), keepdim=True)
+    inside = (peaks & masks).flatten(1).any(1)
+    unclear = peaks.flatten(1).all(1) | (inside & (peaks & ~masks).flatten(1).any(1))
+    return inside.to(maps.dtype).masked_fill(unclear | ~masks.flatten(1).any(1), NAN)
+
+
+def grid_pointing_game(
+    diseased: Tensor,
+    healthy: Tensor,
+    picks: Tensor | Sequence[Sequence[int]] | None = None,
+    threshold: float = 0.003,
+    seed: int = 0,
+) -> float:
+    """Share of the elements above `threshold` that lie in the diseased quarter of 2x2 grids of evidence maps.
+
+    `diseased` (N, h, w), `healthy` (M, h, w): maps of the disease class; `picks` (N, 3): the healthy maps beside each
+    diseased one, by default drawn without repetition from `seed`. Counts are summed over the grids before dividing;
+    NaN if no element is above the threshold. Raises ValueError for other shapes, or picks outside 0..M-1.
+    """
+    diseased, healthy = check_maps("diseased", diseased), check_maps("healthy", healthy)
+    n, m = len(diseased), len(healthy)
+    if diseased.shape[1:] != healthy.shape[1:]:
+        raise ValueError(f"healthy: expected maps of {tuple(diseased.shape[1:])}, got {tuple(healthy.shape[1:])}")
+    if picks is None:
+        if m < 3:
+            raise ValueError(f"healthy: expected at least 3 maps to fill a 2x2 grid, got {m}")
+        picks = torch.rand(n, m, generator=torch.Generator().manual_seed(seed)).argsort(1)[:, :3]
+    picks = torch.as_tensor(picks)
+    if picks.shape != (n, 3) or picks.is_floating_point():
+        raise ValueError(f"picks: expected integers of shape ({n}, 3), got {picks.dtype} of shape {tuple(picks.shape)}")
+    if picks.numel() and not 0 <= int(picks.min()) <= int(picks.max()) < m:
+        raise ValueError(f"picks: expected values in 0..{m - 1}, got {int(picks.min())}..{int(picks.max())}")
+    inside = int((diseased > threshold).sum())
+    beside = int((healthy > threshold).sum((1, 2))[picks.to(healthy.device)].sum())
+    return inside / (inside + beside) if inside + beside else NAN
+
+
+def positive_proportion(maps: Tensor) -> Tensor:
+    """(N,) in [0, 1]: share of the elements above 0; NaN for an all-zero map."""
+    maps = check_maps("maps", maps)
+    return (maps > 0).to(maps.dtype).mean((1, 2)).masked_fill((maps == 0).flatten(1).all(1), NAN)
+
+
+def negative_proportion(maps: Tensor) -> Tensor:
+    """(N,) in [0, 1]: share of the elements below 0; NaN for an all-zero map."""
+    return positive_proportion(-maps)

@@ -1,0 +1,276 @@
+import json
+from math import isnan
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib import metrics
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "reference_metrics.json").read_text())
+NAN = float("nan")
+
+
+def boxes(rows, size):
+    masks = torch.zeros(len(rows), size, size)
+    for mask, (y, x, height, width) in zip(masks, rows, strict=True):
+        mask[y : y + height, x : x + width] = 1
+    return masks
+
+
+@pytest.fixture(scope="module")
+def lesions():
+    maps = torch.tensor(list(GOLDEN["evidence"].values()))
+    maps = F.interpolate(maps[:, None], size=(512, 512), mode="bicubic", align_corners=False)[:, 0]
+    return maps, boxes(GOLDEN["mask_boxes_yxhw"], 512)
+
+
+def rounded(values):
+    return [round(float(value), 3) for value in values]
+
+
+def test_topk_precision_golden(lesions):
+    maps, masks = lesions
+    sick = torch.tensor(GOLDEN["pred"]) == 1
+    assert rounded(metrics.topk_precision(maps, masks)) == GOLDEN["topk_nonoverlap_precision_ps33"]
+    assert (
+        rounded(metrics.topk_precision(maps[sick], masks[sick]))
+        == GOLDEN["topk_nonoverlap_precision_ps33_true_positives"]
+    )
+    assert (
+        rounded(metrics.topk_precision(maps, masks, threshold=1.0)) == GOLDEN["topk_nonoverlap_precision_ps33_thresh1"]
+    )
+
+
+def test_patch_order_golden(lesions):
+    scores, order = metrics.rank_patches(lesions[0], 33)
+    for image, expected in enumerate(GOLDEN["nonoverlap_patch_order_first10"].values()):
+        found = [[int(p) // 16 * 33, int(p) % 16 * 33] for p in order[image, :10]]
+        assert found == [[int(y), int(x)] for y, x, _ in expected]
+        assert scores[image, :10].tolist() == pytest.approx([score for *_, score in expected], abs=2e-5)
+
+
+def test_activation_golden(lesions):
+    assert [round(float(v), 4) for v in metrics.activation_precision(*lesions)] == GOLDEN["activation_precision"]
+    assert [round(float(v), 4) for v in metrics.activation_sensitivity(*lesions)] == GOLDEN["activation_sensitivity"]
+
+
+def test_grid_pointing_game_golden():
+    healthy = list(GOLDEN["healthy_evidence"])
+    value = metrics.grid_pointing_game(
+        torch.tensor(list(GOLDEN["evidence"].values())),
+        torch.tensor(list(GOLDEN["healthy_evidence"].values())),
+        picks=[[healthy.index(name) for name in row] for row in GOLDEN["grid_pointing_game_picks"]],
+    )
+    assert value == GOLDEN["grid_pointing_game_sensitivity_thresh0.003"]
+
+
+def test_positive_proportion_golden():
+    maps = torch.tensor(list(GOLDEN["evidence"].values()))
+    share = metrics.positive_proportion(maps)
+    assert share.tolist() == list(GOLDEN["positive_proportion_per_image"].values())
+    assert [round(float(v), 3) for v in (share.mean(), share.std(correction=0))] == GOLDEN[
+        "positive_proportion_mean_std"
+    ]
+    assert torch.equal(metrics.negative_proportion(maps), 1 - share)  # no exact zero in these maps
+
+
+def test_pompom_golden():
+    i = torch.arange(4 * 32 * 32, dtype=torch.float64)
+    phase = GOLDEN["seed"]
+    field = 0.4 + 0.7 * torch.sin(0.7319 * i + phase) * torch.cos(0.0137 * (1 + phase) * i)
+    masks = boxes(GOLDEN["loss_boxes_yxhw"], 32)
+    masks[3] = 1
+    assert metrics.pompom(field.clamp(0, 1).view(4, 32, 32), masks).tolist() == pytest.approx(
+        GOLDEN["pompom"], abs=1e-12
+    )
+
+
+def test_pompom_by_hand():
+    z = torch.tensor([[[0.5, 0.0], [0.1, 0.2]]]).repeat(3, 1, 1)
+    z[2] = 0
+    masks = torch.tensor([[[1, 0], [0, 0]], [[0, 0], [0, 0]], [[1, 0], [0, 0]]])
+    assert metrics.pompom(z, masks, eps=0).tolist() == pytest.approx([2 / 3, NAN, NAN], nan_ok=True)
+
+
+# A 4 x 4 map of four 2 x 2 patches that score 9, 5, 5, 1 in reading order; the mask touches the third.
+MAP = torch.tensor([[[9.0, 0, 0, 5], [0, 0, 0, 0], [5, 0, 0, 1], [0, 0, 0, 0]]])
+MASK = torch.tensor([[[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]])
+
+
+def test_topk_by_hand():
+    hits = metrics.topk_hits(MAP, MASK, k=6, patch=2)
+    assert hits[0].tolist() == pytest.approx([0, 0, 1, 0, NAN, NAN], nan_ok=True)
+    assert metrics.topk_precision(MAP, MASK, k=5, patch=2).tolist() == pytest.approx([0, 0, 1 / 3, 1 / 4, 1 / 4])
+    above = metrics.topk_hits(MAP, MASK, k=3, patch=2, threshold=5)
+    assert above[0].tolist() == pytest.approx([0, NAN, NAN], nan_ok=True)
+    assert metrics.topk_precision(MAP, MASK, k=1, patch=2, threshold=9).isnan().all()
+
+
+def test_patches_at_the_border_are_cut():
+    maps = torch.zeros(1, 5, 5)
+    maps[0, 4, 4] = 1
+    scores, order = metrics.rank_patches(maps, 3)
+    assert (scores.tolist(), order.tolist()) == ([[1, 0, 0, 0]], [[3, 0, 1, 2]])
+    scores, order = metrics.rank_patches(maps, 3, by="mean")
+    assert (scores.tolist(), order.tolist()) == ([[0.25, 0, 0, 0]], [[3, 0, 1, 2]])
+    assert metrics.rank_patches(maps, 9)[0].tolist() == [[1]]
+
+
+def test_empty_masks_are_left_out_and_not_misses():
+    maps, masks = MAP.repeat(2, 1, 1), torch.cat([MASK, torch.zeros_like(MASK)])
+    assert torch.equal(metrics.topk_precision(maps, masks, 4, 2), metrics.topk_precision(MAP, MASK, 4, 2))
+    assert metrics.topk_hits(maps, masks, 4, 2)[1].isnan().all()
+    assert metrics.topk_precision(MAP, MASK * 0, 3, 2).isnan().all()
+    assert metrics.topk_ceiling(masks, 4, 2).tolist() == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
+    assert metrics.topk_chance(masks, 2).item() == 0.25
+    assert metrics.topk_chance(MASK * 0, 2).isnan() and metrics.topk_ceiling(MASK * 0, 2, 2).isnan().all()
+
+
+def test_ceiling_is_reached_by_the_mask_itself_and_chance_by_random_maps():
+    generator = torch.Generator().manual_seed(0)
+    masks = (torch.rand(400, 12, 12, generator=generator) > 0.97).int()
+    ceiling = metrics.topk_ceiling(masks, 12, 4)
+    assert torch.allclose(metrics.topk_precision(masks.float(), masks, 12, 4), ceiling)
+    assert ceiling[-1] == pytest.approx(metrics.topk_chance(masks, 4).item())  # all nine patches shown
+    noise = torch.rand(400, 12, 12, generator=generator)
+    assert metrics.topk_precision(noise, masks, 3, 4)[2] == pytest.approx(
+        metrics.topk_chance(masks, 4).item(), abs=0.05
+    )
+
+
+def test_activation_by_hand():
+    maps = torch.tensor([[[-3.0, 0], [1, 2]]]).repeat(2, 1, 1)
+    masks = torch.tensor([[[0, 1], [0, 1]], [[0, 0], [0, 0]]])
+    assert metrics.activation_precision(maps, masks).tolist() == pytest.approx([2 / 3, NAN], nan_ok=True)
+    assert metrics.activation_sensitivity(maps, masks).tolist() == pytest.approx([1 / 2, NAN], nan_ok=True)
+    for constant in (torch.full_like(maps, -1.0), torch.full_like(maps, 3.0)):
+        assert metrics.activation_precision(constant, masks).isnan().all()
+        assert metrics.activation_sensitivity(constant, masks).isnan().all()
+
+
+def test_minimum_of_an_all_positive_map_is_its_zero():
+    maps, masks = torch.tensor([[[1.0, 2, 3]]]), torch.tensor([[[0, 1, 0]]])
+    assert metrics.activation_precision(maps, masks).item() == pytest.approx(0.5 / 1.5)
+
+
+def test_pointing_game_by_hand():
+    maps = torch.tensor([[[1.0, 2.0]], [[2, 1]], [[3, 3]], [[0, 0]], [[1, 2]]])
+    masks = torch.tensor([[[0, 1]], [[0, 1]], [[0, 1]], [[1, 1]], [[0, 0]]])
+    assert metrics.pointing_game(maps, masks).tolist() == pytest.approx([1, 0, NAN, NAN, NAN], nan_ok=True)
+    tied = torch.tensor([[[3.0, 3, 0]], [[3, 3, 0]]])
+    assert metrics.pointing_game(tied, torch.tensor([[[1, 1, 0]], [[0, 0, 1]]])).tolist() == [1, 0]
+
+
+def test_grid_pointing_game_by_hand():
+    diseased = torch.tensor([[[1.0, -1], [0.003, 2]]])  # two elements above the threshold
+    healthy = torch.tensor([[[1.0, -1], [0, 0]], [[0, 0], [0, 0]], [[1, 1], [1, 0]], [[0, 0], [0, 0]]])
+    assert metrics.grid_pointing_game(diseased, healthy, picks=[[0, 1, 2]]) == 2 / (2 + 4)
+    assert metrics.grid_pointing_game(diseased, healthy, picks=torch.tensor([[0, 1, 3]])) == 2 / (2 + 1)
+    assert metrics.grid_pointing_game(diseased, healthy[:3], seed=5) == 2 / (
+        2 + 4
+    )  # three are drawn without repetition
+    drawn = {metrics.grid_pointing_game(diseased, healthy, seed=seed) for seed in range(30)}
+    assert drawn == {2 / 6, 2 / 5, 2 / 3}
+    assert isnan(metrics.grid_pointing_game(diseased, healthy, picks=[[1, 1, 3]], threshold=2))
+
+
+def test_proportions_of_zero_map():
+    maps = torch.tensor([[[1.0, -2, -3, 0]], [[0, 0, 0, 0]]])
+    assert metrics.positive_proportion(maps).tolist() == pytest.approx([0.25, NAN], nan_ok=True)
+    assert metrics.negative_proportion(maps).tolist() == pytest.approx([0.5, NAN], nan_ok=True)
+
+
+def slow_topk(maps, masks, k, patch):
+    """The definition again, one patch at a time."""
+    shown, hit = [0] * k, [0] * k
+    for image, mask in zip(maps.tolist(), masks.tolist(), strict=True):
+        if not any(map(any, mask)):
+            continue
+        found = []
+        for y in range(0, len(image), patch):
+            for x in range(0, len(image[0]), patch):
+                area = [
+                    (i, j)
+                    for i in range(y, min(y + patch, len(image)))
+                    for j in range(x, min(x + patch, len(image[0])))
+                ]
+                found.append((-max(image[i][j] for i, j in area), y, x, any(mask[i][j] for i, j in area)))
+        for rank, (*_, touches) in enumerate(sorted(found)[:k]):
+            for upto in range(rank, k):
+                shown[upto] += 1
+                hit[upto] += touches
+    return [h / s if s else NAN for h, s in zip(hit, shown, strict=True)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), patch=st.integers(1, 9), k=st.integers(1, 12), side=st.integers(2, 13))
+def test_topk_against_loops(seed, patch, k, side):
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randint(-3, 4, (4, side, side + 1), generator=generator).double()  # many ties
+    masks = (torch.rand(4, side, side + 1, generator=generator) > 0.95).int()
+    expected = slow_topk(maps, masks, k, patch)
+    assert metrics.topk_precision(maps, masks, k, patch).tolist() == pytest.approx(expected, nan_ok=True)
+
+
+PER_IMAGE = [
+    lambda a, m: metrics.topk_hits(a, m, 4, 3),
+    metrics.activation_precision,
+    metrics.activation_sensitivity,
+    metrics.pointing_game,
+    lambda a, m: metrics.pompom(a.clamp(min=0), m),
+    lambda a, m: metrics.positive_proportion(a),
+]
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), power=st.integers(-6, 6))
+@pytest.mark.parametrize("metric", PER_IMAGE)
+def test_batch_order_chunks_precision_and_scale(metric, seed, power):
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randn(5, 8, 7, generator=generator)
+    masks = (torch.rand(5, 8, 7, generator=generator) > 0.9).int()
+    whole, order = metric(maps, masks), torch.randperm(5, generator=generator)
+    same = {"equal_nan": True, "rtol": 1e-5, "atol": 1e-6}
+    assert torch.allclose(metric(maps[order], masks[order]), whole[order], **same)
+    assert torch.allclose(torch.cat([metric(maps[i : i + 2], masks[i : i + 2]) for i in (0, 2, 4)]), whole, **same)
+    assert torch.allclose(metric(maps.double(), masks.bool()).float(), whole, **same)
+    assert torch.allclose(metric(maps * 2.0**power, masks), whole, **same)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: metrics.topk_precision(MAP[0], MASK[0]), r"maps: expected shape \(N, height, width\), got \(4, 4\)"),
+        (
+            lambda: metrics.topk_precision(MAP, MASK[:, None]),
+            r"masks: expected shape \(1, 4, 4\) .* got \(1, 1, 4, 4\)",
+        ),
+        (
+            lambda: metrics.activation_precision(MAP, MASK * 255),
+            "masks: expected 0 and 1 only, got values from 0 to 255",
+        ),
+        (
+            lambda: metrics.activation_precision(MAP.int(), MASK),
+            "maps: expected floating-point values, got torch.int32",
+        ),
+        (
+            lambda: metrics.pointing_game(torch.cat([MAP, MAP * NAN]), MASK.repeat(2, 1, 1)),
+            "got NaN or infinity in map 1",
+        ),
+        (lambda: metrics.topk_hits(MAP, MASK, k=0), "k: expected an integer of at least 1, got 0"),
+        (lambda: metrics.topk_hits(MAP, MASK, patch=2.0), "patch: expected an integer of at least 1, got 2.0"),
+        (lambda: metrics.pompom(-MAP, MASK), "z: expected values of at least 0, got -9.0"),
+        (lambda: metrics.rank_patches(MAP, 2, by="sum"), "by: expected 'max' or 'mean', got 'sum'"),
+        (lambda: metrics.grid_pointing_game(MAP, MAP), "healthy: expected at least 3 maps to fill a 2x2 grid, got 1"),
+        (lambda: metrics.grid_pointing_game(MAP, MAP[:, :2]), r"healthy: expected maps of \(4, 4\), got \(2, 4\)"),
+        (lambda: metrics.grid_pointing_game(MAP, MAP, [[0, 0, 1]]), r"picks: expected values in 0..0, got 0..1"),
+        (lambda: metrics.grid_pointing_game(MAP, MAP, [[0, 0]]), r"picks: expected integers of shape \(1, 3\)"),
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

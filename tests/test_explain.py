@@ -1,0 +1,234 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lib import models
+from lib.explain import METHODS, explain, upsample
+
+IN_MODEL = [name for name, method in METHODS.items() if method.family == "in-model"]
+POST_HOC = [name for name in METHODS if name not in IN_MODEL]
+
+
+class Net(nn.Module):
+    """conv - bn - relu - conv - relu - dropout - mean - fc; `evidence`: also a map of each class."""
+
+    def __init__(self, channels=3, evidence=False):
+        super().__init__()
+        self.conv1, self.bn, self.relu1 = nn.Conv2d(channels, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()
+        self.conv2, self.relu2, self.dropout = nn.Conv2d(6, 5, 3, stride=2, padding=1), nn.ReLU(), nn.Dropout(0.5)
+        self.fc, self.evidence = nn.Linear(5, 3), evidence
+
+    def forward(self, x, z=None):
+        x = self.relu1(self.bn(self.conv1(x)))
+        x = self.dropout(self.relu2(self.conv2(x if z is None else x * z)))
+        if self.evidence:
+            maps = torch.einsum("nchw,kc->nkhw", x, self.fc.weight)
+            return SimpleNamespace(logits=maps.mean((2, 3)), evidence=maps)
+        return self.fc(x.mean((2, 3)))
+
+
+class Gated(nn.Module):
+    """Explains itself by z, which gates its classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.explainer = nn.Sequential(nn.Conv2d(3, 1, 3, padding=1), nn.BatchNorm2d(1), nn.ReLU(), nn.Dropout(0.5))
+        self.classifier = Net()
+
+    def forward(self, x):
+        z = self.explainer(x)
+        return SimpleNamespace(logits=self.classifier(x, z), explanation=z)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def options(method, model):
+    layer = getattr(model, "classifier", model)
+    return {"layer": layer.relu2} if method == "gradcam" and isinstance(layer, Net) else {}
+
+
+def run(method, model, images, targets, **more):
+    return explain(method, model, images, targets, **options(method, model) | more)
+
+
+def gradient(function, x):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(function(x), x)[0]
+
+
+def test_register():
+    assert {"evidence", "explainer", "gradcam", "integrated_gradients", "guided_backprop", "saliency"} <= set(METHODS)
+    assert {"input_x_gradient", "random"} <= set(METHODS)
+    for name, method in METHODS.items():
+        assert method.name == name and method.label and isinstance(method.signed, bool)
+        assert method.family in ("in-model", "gradient", "cam", "propagation", "baseline")
+
+
+@pytest.mark.parametrize("method", POST_HOC)
+@pytest.mark.parametrize("make", [Net, lambda: Net(evidence=True), Gated], ids=["black box", "softcam", "gated"])
+def test_shape_batches_order_and_sign(method, make):
+    model, images, targets = make(), torch.randn(5, 3, 12, 10), torch.tensor([0, 2, 1, 1, 0])
+    maps = run(method, model, images, targets)
+    assert maps.shape == (5, 12, 10) and maps.dtype == torch.float32 and not maps.requires_grad
+    assert maps.isfinite().all() and maps.abs().sum() > 0
+    assert METHODS[method].signed == bool((maps < 0).any())
+    assert torch.allclose(run(method, model, images, targets, batch_size=2), maps, atol=1e-6)
+    assert torch.allclose(run(method, model, images.flip(0), targets.flip(0)), maps.flip(0), atol=1e-6)
+    assert run(method, model, images[:0], targets[:0]).shape == (0, 12, 10)
+
+
+def test_evidence_is_the_upsampled_map_of_the_target():
+    model, images, targets = Net(evidence=True).eval(), torch.randn(3, 3, 12, 10), torch.tensor([2, 0, 1])
+    maps = model(images).evidence[torch.arange(3), targets].detach()
+    assert torch.allclose(explain("evidence", model, images, targets), upsample(maps, (12, 10)))
+    assert (maps < 0).any()
+
+
+def test_explainer_is_its_heatmap_in_evaluation_mode():
+    model, images = Gated(), torch.randn(3, 3, 12, 10)
+    maps = explain("explainer", model, images, torch.zeros(3, dtype=torch.long))
+    assert torch.equal(maps, model.eval()(images).explanation[:, 0])
+
+
+def test_upsample_is_bicubic_with_a_of_minus_three_quarters():
+    impulse = torch.zeros(1, 1, 8)
+    impulse[0, 0, 4] = 1
+    near = [0.87890625, 0.26171875, -0.10546875, -0.03515625]  # the kernel at distances 1/4, 3/4, 5/4, 7/4
+    assert upsample(impulse, (1, 16))[0, 0, 5:13].tolist() == pytest.approx(near[::-1] + near)
+    assert torch.allclose(upsample(torch.ones(1, 3, 5), (9, 7)), torch.ones(1, 9, 7))
+
+
+class Linear(nn.Module):
+    """Logit k = sum of w_k * x + b_k."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(2, 3, 4, 4)), nn.Parameter(torch.randn(2))
+
+    def forward(self, x):
+        return torch.einsum("nchw,kchw->nk", x, self.weight) + self.bias
+
+
+def test_linear_model_by_hand():
+    model, x, targets = Linear(), torch.randn(3, 3, 4, 4), torch.tensor([1, 0, 1])
+    w = model.weight[targets].detach()
+    assert torch.allclose(explain("saliency", model, x, targets), w.abs().sum(1), atol=1e-6)
+    assert torch.allclose(explain("input_x_gradient", model, x, targets), (w * x).sum(1), atol=1e-6)
+    assert torch.allclose(explain("integrated_gradients", model, x, targets), (w * x).sum(1), atol=1e-5)
+    base = torch.randn(1, 3, 4, 4)
+    maps = explain("integrated_gradients", model, x, targets, baseline=base, steps=3)
+    assert torch.allclose(maps, (w * (x - base)).sum(1), atol=1e-5)
+
+
+def test_integrated_gradients_are_complete_and_agree_with_a_plain_sum():
+    model, x, targets = Net().double().eval(), torch.randn(2, 3, 12, 10).double(), torch.tensor([2, 0])
+    maps = explain("integrated_gradients", model, x, targets, steps=400, baseline=0.1)
+    start = torch.full_like(x, 0.1)
+    change = (model(x) - model(start)).gather(1, targets[:, None])[:, 0]
+    assert torch.allclose(maps.double().sum((1, 2)), change, atol=1e-3)
+    points = (torch.arange(2000) + 0.5) / 2000
+    path = (start[:1] + points[:, None, None, None] * (x[:1] - start[:1])).double()
+    mean = gradient(lambda p: model(p)[:, 2].sum(), path).mean(0)
+    assert torch.allclose(maps[0].double(), (mean * (x[0] - start[0])).sum(0), atol=1e-3)
+
+
+def test_gradcam_by_hand():
+    model, x, targets = Net().eval(), torch.randn(2, 3, 12, 10), torch.tensor([1, 2])
+    features = model.relu2(model.conv2(model.relu1(model.bn(model.conv1(x)))))  # logits are fc of their spatial means
+    weights = model.fc.weight[targets] / features[0, 0].numel()
+    cam = torch.relu((weights[:, :, None, None] * features).sum(1))
+    expected = F.interpolate(cam[:, None], (12, 10), mode="bilinear", align_corners=False)[:, 0]
+    assert torch.allclose(run("gradcam", model, x, targets), expected.detach(), atol=1e-6)
+
+
+def test_guided_backprop_by_hand():
+    model, x, target = Net().eval(), torch.randn(1, 3, 12, 10), torch.tensor([1])
+    a = model.bn(model.conv1(x))
+    b = model.conv2(a.relu())
+    at_b = model.fc.weight[1].view(1, 5, 1, 1) / b[0, 0].numel() * torch.ones_like(b)
+    at_a = torch.autograd.grad(b, a, at_b.relu() * (b > 0))[0]
+    a = model.bn(model.conv1(x.requires_grad_()))
+    expected = torch.autograd.grad(a, x, at_a.relu())[0].sum(1)
+    found = run("guided_backprop", model, x, target)
+    assert torch.allclose(found, expected, atol=1e-6)
+    plain = gradient(lambda image: model(image)[0, 1], x.detach()).sum(1)
+    assert not torch.allclose(found, plain, atol=1e-4)
+
+
+def test_gated_classifier_is_explained_at_its_fixed_heatmap():
+    model, x, targets = Gated().eval(), torch.randn(2, 3, 12, 10), torch.tensor([1, 0])
+    z = model.explainer(x).detach()
+    fixed = gradient(lambda image: model.classifier(image, z).gather(1, targets[:, None]).sum(), x)
+    through = gradient(lambda image: model(image).logits.gather(1, targets[:, None]).sum(), x)
+    assert torch.allclose(explain("saliency", model, x, targets), fixed.abs().sum(1), atol=1e-6)
+    assert not torch.allclose(fixed, through, atol=1e-4)
+
+
+def test_random_depends_on_seed_and_image_alone():
+    model, images, targets = Net(), torch.randn(4, 3, 12, 10), torch.zeros(4, dtype=torch.long)
+    maps = explain("random", model, images, targets)
+    assert torch.equal(explain("random", model, images[2:3], targets[:1])[0], maps[2])
+    assert not torch.equal(explain("random", model, images, targets, seed=1), maps)
+    assert len({tuple(row) for row in maps.flatten(1).tolist()}) == 4
+    assert maps.min() >= 0 and maps.max() < 1 and maps.mean().item() == pytest.approx(0.5, abs=0.05)
+
+
+def test_gradcam_of_the_black_box_twin_is_the_rectified_evidence():
+    box = models.blackbox("compact", 2, in_channels=1, width=8).eval()
+    twin, images, targets = models.to_softcam(box), torch.randn(3, 1, 32, 32), torch.tensor([0, 1, 1])
+    output = twin.eval()(images)
+    bias = next(p for name, p in box.named_parameters() if name.endswith("fc.bias"))
+    maps = output.evidence[torch.arange(3), targets] - bias[targets].view(-1, 1, 1)
+    expected = upsample(maps.relu() / maps[0].numel(), (32, 32), mode="bilinear").detach()
+    assert expected.max() > 0
+    assert torch.allclose(explain("gradcam", box, images, targets), expected, atol=1e-6)
+    assert torch.allclose(explain("gradcam", twin, images, targets), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_on_the_models_of_this_project(method):
+    images, targets = torch.rand(2, 1, 32, 32), torch.tensor([0, 1])
+    found = {
+        "blackbox": models.blackbox("compact", 2, in_channels=1, width=8),
+        "softcam": models.softcam("compact", 2, in_channels=1, width=8),
+        "explainer_classifier": models.explainer_classifier("compact", 2, in_channels=1, width=8),
+    }
+    own = {"evidence": ["softcam"], "explainer": ["explainer_classifier"]}.get(method, found)
+    for kind, model in found.items():
+        if kind in own:
+            maps = explain(method, model, images, targets)
+            assert maps.shape == (2, 32, 32) and maps.isfinite().all()
+        else:
+            with pytest.raises(TypeError, match=f"{method}: expected a model with .*, got {type(model).__name__}"):
+                explain(method, model, images, targets)
+
+
+X, T = torch.zeros(2, 3, 12, 10), torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "images", "targets", "more", "error", "message"),
+    [
+        ("lime", Net(), X, T, {}, ValueError, "method: expected one of evidence, explainer, .*, got 'lime'"),
+        ("evidence", Net(), X, T, {}, TypeError, "evidence: expected a model with class evidence maps, got Net"),
+        ("explainer", Net(), X, T, {}, TypeError, "explainer: expected a model with an Explainer, got Net"),
+        ("guided_backprop", Linear(), X, T, {}, TypeError, "guided_backprop: .* nn.ReLU modules, got Linear"),
+        ("saliency", Net(), X[0], T, {}, ValueError, r"images: .* \(N, C, H, W\), got torch.float32 of \(3, 12, 10\)"),
+        ("saliency", Net(), X / 0, T, {}, ValueError, "images: expected finite floats"),
+        ("saliency", Net(), X, T[:1], {}, ValueError, r"targets: expected class indices of shape \(2,\)"),
+        ("saliency", Net(), X, T - 1, {}, ValueError, r"targets: expected class indices of shape \(2,\)"),
+        ("saliency", Net(), X, T + 2, {}, ValueError, r"targets: expected values in 0\.\.2, got 3"),
+        ("evidence", Net(evidence=True), X, T + 2, {}, ValueError, r"targets: expected values in 0\.\.2, got 3"),
+        ("saliency", Net(), X, T, {"batch_size": 0}, ValueError, "batch_size: expected at least 1, got 0"),
+        ("saliency", Net(), X, T, {"step": 3}, TypeError, r"saliency: expected options among \[\], got \['step'\]"),
+    ],
+)
+def test_errors(method, model, images, targets, more, error, message):
+    with pytest.raises(error, match=message):
+        explain(method, model, images, targets, **more)
