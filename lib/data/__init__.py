@@ -1,7 +1,7 @@
 """Data sets: manifests, images with masks, and the generators of the synthetic ones."""
 
 from lib.data.dataset import ImageDataset, augmentation
-from lib.data.manifest import PROJECT, Description, load_description, load_manifest, pixel_hash, verify
+from lib.data.manifest import PROJECT, Description, load_description, load_manifest, pixel_hash, read_image, verify
 
 __all__ = [
     "PROJECT",
@@ -13,6 +13,7 @@ __all__ = [
     "load_manifest",
     "pixel_hash",
     "prepare",
+    "read_image",
     "verify",
 ]
 

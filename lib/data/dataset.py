@@ -18,7 +18,8 @@ class ImageDataset(Dataset):
     """Samples of manifest rows: dicts of image, label, mask, has_mask and id.
 
     image: float32 (C, H, W) in [0, 1]; label: int64; mask: uint8 (H, W), 0 or 1, from the mask file or else the boxes,
-    all 0 where there is neither; has_mask: bool; id: the image's path in the manifest. No normalisation here.
+    all 0 where there is neither; has_mask: bool, whether the mask has a pixel (after augmentation: left); id: the
+    image's path in the manifest. No normalisation here.
     `channels` (1 or 3) and `size` (height, width) convert what the files hold; `transform` is one of
     torchvision.transforms.v2, for (Image, Mask) together. Decoded images stay in memory unless `cache` is False.
     """
@@ -46,7 +47,7 @@ class ImageDataset(Dataset):
             "image": image.as_subclass(torch.Tensor).contiguous(),
             "label": torch.tensor(int(row["label"])),
             "mask": mask.as_subclass(torch.Tensor).contiguous(),
-            "has_mask": torch.tensor(bool(row["mask"] or row["boxes"])),
+            "has_mask": torch.tensor(bool(mask.any())),
             "id": row["image"],
         }
 
@@ -59,7 +60,8 @@ class ImageDataset(Dataset):
         pixels = read_image(self.root / row["image"])
         height, width = pixels.shape[:2]
         if row["mask"]:
-            mask = read_image(self.root / row["mask"]) > 127
+            mask = read_image(self.root / row["mask"])
+            mask = mask > (127 if mask.max() > 1 else 0)  # 0 and 255, or 0 and 1
             mask = mask.any(2) if mask.ndim == 3 else mask
             if mask.shape != (height, width):
                 raise ValueError(f"{row['mask']}: expected shape {(height, width)} of its image, got {mask.shape}")

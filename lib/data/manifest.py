@@ -51,7 +51,7 @@ class Description(BaseModel):
 
 
 def _yaml_path(name: str | Path) -> Path:
-    own = Path(name)
+    own = PROJECT / name  # relative paths start at the repository's root, wherever a notebook runs
     return own if own.suffix in (".yaml", ".yml") else MANIFESTS / f"{name}.yaml"
 
 
@@ -99,8 +99,7 @@ def load_manifest(name: str | Path, split: str | None = None, root: str | Path |
     description, path, folder = load_description(name), manifest_path(name, root), data_root(name, root)
     if not path.is_file():
         raise FileNotFoundError(
-            f"data set {description.name!r}: no manifest {path}; its data come from {description.homepage or 'unknown'}"
-            f", and build_manifest({description.name!r}, root) writes the manifest from the files"
+            f"data set {description.name!r}: no manifest {path}, a row per image with the columns {', '.join(COLUMNS)}"
         )
     raw = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False).fillna("")
     frame = check_manifest(raw, description, path)

@@ -68,7 +68,9 @@ def classification_metrics(labels: Tensor, probabilities: Tensor) -> dict:
     result = {
         "count": n,
         "accuracy": float((predicted == labels).mean()),
-        "kappa": float("nan") if single else float(metrics.cohen_kappa_score(labels, predicted, weights="quadratic")),
+        "kappa": float("nan")
+        if single
+        else float(metrics.cohen_kappa_score(labels, predicted, labels=range(classes), weights="quadratic")),
         "confusion_matrix": metrics.confusion_matrix(labels, predicted, labels=range(classes)).tolist(),
         "undefined": {name: sum(isnan(entry[name]) for entry in per_class) for name in scalars},
     }

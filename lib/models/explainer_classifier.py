@@ -19,7 +19,7 @@ class Explainer(nn.Module):
     at first (tanh 3 = 0.995). Raises ValueError for sides that are no multiples of 2 ** len(channels).
 
     Weights start He-normal: as no layer normalises, torch's smaller default lets the signal of the deep levels fade,
-    and z stays a threshold on brightness.
+    and z stays a threshold on brightness. The last convolution starts small, so that the untrained z is even.
     """
 
     def __init__(self, in_channels: int = 3, channels: tuple[int, ...] = (32, 64, 128), init_bias: float = 3.0) -> None:
@@ -35,12 +35,11 @@ class Explainer(nn.Module):
         self.project, self.bn = nn.Conv2d(channels[0], 1, 1), nn.BatchNorm2d(1)
         nn.init.constant_(self.bn.bias, init_bias)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):  # every output sees fan inputs
-                fan = module.in_channels * (
-                    1 if isinstance(module, nn.ConvTranspose2d) else module.weight[0, 0].numel()
-                )
-                nn.init.normal_(module.weight, std=(2 / fan) ** 0.5)
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):  # an output pixel sees `fan` inputs
+                taps = 1 if isinstance(module, nn.ConvTranspose2d) else module.weight[0, 0].numel()
+                nn.init.normal_(module.weight, std=(2 / (module.in_channels * taps)) ** 0.5)
                 nn.init.zeros_(module.bias)
+        nn.init.normal_(self.project.weight, std=0.002)
 
     def forward(self, x: Tensor) -> Tensor:
         factor = 2 ** len(self.encoder)

@@ -120,7 +120,7 @@ def test_unknown_names_and_splits(own):
         load_manifest(own, "dev")
     own.with_suffix(".csv").unlink()
     (own.parent / "images_of_own" / "manifest.csv").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no manifest .*build_manifest\('own', root\)"):
+    with pytest.raises(FileNotFoundError, match=r"no manifest .*with the columns image, label"):
         load_manifest(own)
 
 

@@ -1,0 +1,42 @@
+# Each target sets up what it needs: a virtual environment in .venv, installed from pyproject.toml.
+PYTHON ?= python3
+VENV   ?= .venv
+CORES  ?= $(shell getconf _NPROCESSORS_ONLN)
+SEEDS  ?= 1
+PYTEST ?=
+
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+export JUPYTER_PREFER_ENV_PATH = 1
+export OMP_WAIT_POLICY = passive
+
+SNAKEMAKE = snakemake --cores $(CORES) --rerun-incomplete --nolock --quiet rules host --config seeds=$(SEEDS)
+SMOKE     = recipes=notebooks/recipes/smoke runs=runs/smoke
+
+.PHONY: figures smoke test lint lab clean
+
+figures: $(VENV)/.installed
+	$(SNAKEMAKE)
+	mkdir -p figures && cp runs/figures/*.png runs/figures/index.json figures/
+	@cat runs/figures/results.md && echo && echo "Figures: $(CURDIR)/figures"
+
+smoke: $(VENV)/.installed
+	$(SNAKEMAKE) $(SMOKE)
+	@cat runs/smoke/figures/results.md && echo && echo "Figures: $(CURDIR)/runs/smoke/figures"
+
+test: lint
+	pytest $(PYTEST)
+
+lint: $(VENV)/.installed
+	ruff check . && ruff format --check .
+
+lab: $(VENV)/.installed
+	jupyter lab --notebook-dir notebooks
+
+clean:
+	rm -rf runs datasets $(VENV) .snakemake
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python >= 3.11 is needed, $(PYTHON) is %d.%d; say which one to use: make PYTHON=python3.12 ..." % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -e '.[dev]'
+	@touch $@

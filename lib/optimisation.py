@@ -1,0 +1,88 @@
+"""What a training phase optimises, and how: parameter groups, optimisers, schedules, class weights, order of images."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.optim import lr_scheduler
+from torch.utils.data import Sampler
+
+from lib.recipe import Phase, Recipe
+
+
+class ShuffledByEpoch(Sampler):
+    """A random order that depends on (seed, epoch) only: a continued training sees what an unbroken one would."""
+
+    def __init__(self, count: int, seed: int):
+        self.count, self.seed, self.epoch = count, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        return iter(torch.randperm(self.count, generator=generator).tolist())
+
+    def __len__(self) -> int:
+        return self.count
+
+
+PHASE_PARTS = {"classifier": ("classifier",), "explainer": ("explainer",), "joint": ("classifier", "explainer")}
+
+
+def parameter_groups(model: nn.Module, phase: Phase) -> list[dict]:
+    """What a phase optimises, with its learning rates: all, or Classifier and Explainer each with its own."""
+    if phase.name not in PHASE_PARTS:
+        return [{"params": list(model.parameters()), "lr": phase.lr}]
+    rates = {"classifier": phase.lr, "explainer": phase.lr_explainer}
+    parts = PHASE_PARTS[phase.name]
+    return [{"params": list(getattr(model, part).parameters()), "lr": rates[part]} for part in parts]
+
+
+def make_optimizer(recipe: Recipe, phase: Phase, groups: list[dict]) -> torch.optim.Optimizer:
+    """The optimiser of a phase; momentum and nesterov concern SGD only."""
+    if phase.optimizer == "sgd":
+        extra = {"momentum": recipe.momentum, "nesterov": recipe.nesterov, "weight_decay": recipe.weight_decay}
+        return torch.optim.SGD(groups, **extra)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adadelta": torch.optim.Adadelta}
+    return kinds[phase.optimizer](groups, weight_decay=recipe.weight_decay)
+
+
+def make_schedule(recipe: Recipe, phase: Phase, optimizer: torch.optim.Optimizer, steps: int) -> dict | None:
+    """The learning-rate schedule in Lightning's form; `steps` are all optimiser steps of the phase."""
+    decay, epochs, warmup = recipe.decay, phase.epochs, recipe.warmup_epochs
+    if phase.schedule == "onecycle":
+        rates = [group["lr"] for group in optimizer.param_groups]
+        one = lr_scheduler.OneCycleLR(
+            optimizer, rates, max(steps, 1), pct_start=recipe.pct_start, cycle_momentum=phase.optimizer != "adadelta"
+        )
+        return {"scheduler": one, "interval": "step"}
+    if phase.schedule == "plateau":
+        plateau = lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=decay, patience=recipe.plateau_patience, min_lr=recipe.lr_floor
+        )
+        return {"scheduler": plateau, "monitor": "val_loss"}
+    rest = max(epochs - warmup, 1)
+    floors = [recipe.lr_floor / group["lr"] if group["lr"] else 0.0 for group in optimizer.param_groups]
+    cosine = [lambda e, f=f: max(0.5 * (1 + math.cos(math.pi * min(e, rest) / rest)), f) for f in floors]
+    after = {
+        "none": lambda: lr_scheduler.LambdaLR(optimizer, lambda e: 1.0),
+        "cosine": lambda: lr_scheduler.CosineAnnealingLR(optimizer, rest),
+        "clipped_cosine": lambda: lr_scheduler.LambdaLR(optimizer, cosine),
+        "multistep": lambda: lr_scheduler.MultiStepLR(optimizer, recipe.milestones, decay),
+        "exponential": lambda: lr_scheduler.ExponentialLR(optimizer, decay),
+    }[phase.schedule]()
+    if warmup:
+        ramp = lr_scheduler.LinearLR(optimizer, 1 / (warmup + 1), 1.0, warmup)
+        after = lr_scheduler.SequentialLR(optimizer, [ramp, after], [warmup])
+    return {"scheduler": after}
+
+
+def class_weights(recipe: Recipe, labels: Tensor, classes: int) -> Tensor | None:
+    """None, N / (K n_k) per class ('balanced'), or the recipe's list. ValueError if its length is not K."""
+    if recipe.class_weights == "balanced":
+        return len(labels) / (classes * torch.bincount(labels, minlength=classes).clamp(min=1)).float()
+    if recipe.class_weights is not None and len(recipe.class_weights) != classes:
+        raise ValueError(f"class_weights: expected {classes} values, got {recipe.class_weights}")
+    return None if recipe.class_weights is None else torch.tensor(recipe.class_weights)

@@ -1,0 +1,248 @@
+"""A recipe: every parameter of one experiment, checked by name and type before anything runs.
+
+A recipe is a papermill parameter file (`papermill -f notebooks/recipes/X.yaml`): its keys become variables of the
+notebook, and `Recipe.from_notebook(globals())` reads them back. The defaults below, on a part of the data (`DEMO`), are
+the demo recipe.
+"""
+
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PROJECT = Path(__file__).resolve().parents[1]
+DEMO = {"limit": {"train": 600, "val": 150, "test": 150}}  # what the notebooks run on without a recipe
+PHASES = {"explainer_classifier": ("classifier", "explainer", "joint")}  # all other methods have one phase
+Optimizer = Literal["sgd", "adam", "adamw", "adadelta"]
+Schedule = Literal["none", "plateau", "cosine", "clipped_cosine", "onecycle", "multistep", "exponential"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training phase: what is optimised, for how long, with which weight of the classification loss."""
+
+    name: str
+    epochs: int
+    alpha: float
+    lr: float
+    lr_explainer: float
+    optimizer: Optimizer
+    schedule: Schedule
+    patience: int
+
+
+class Parameters(BaseModel):
+    """Parameters of a notebook: unknown names and wrong types are errors that say so in one line."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @classmethod
+    def checked(cls, values: dict[str, Any], source: str) -> Self:
+        """A recipe from plain values; ValueError naming `source`, the parameter, its value and the known parameters."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            problems = []
+            for e in error.errors():
+                parameter = str(e["loc"][0]) if e["loc"] else ""
+                if e["type"] == "extra_forbidden":
+                    problems.append(f"unknown parameter {parameter!r}; known: {', '.join(sorted(cls.model_fields))}")
+                elif not parameter:
+                    problems.append(e["msg"].removeprefix("Value error, "))
+                else:
+                    hint = (
+                        " (in YAML write 3.0e-3, not 3e-3)" if isinstance(e["input"], str) and "e" in e["input"] else ""
+                    )
+                    hint = hint if "number" in e["msg"] else ""
+                    problems.append(f"{parameter}: {e['msg']}, got {e['input']!r}{hint}")
+            raise ValueError(f"{source}: " + "; ".join(dict.fromkeys(problems))) from None
+
+    @classmethod
+    def from_notebook(cls, namespace: dict[str, Any]) -> Self:
+        """What a notebook's own variables spell; call it before defining any other variable."""
+        known = namespace.get("_parameters")  # cells run again in a used kernel: only what was a parameter before
+        shell = namespace.get("get_ipython")
+        hidden = set(shell().user_ns_hidden) if shell else set()
+        values = {
+            key: value
+            for key, value in namespace.items()
+            if not key.startswith("_") and key not in hidden | {"In", "Out", "exit", "quit", "open"}
+            and not isinstance(value, types.ModuleType) and not callable(value)
+            and (known is None or key in known or key in cls.model_fields)
+        }  # fmt: skip
+        namespace["_parameters"] = set(values)
+        return cls.checked(values, source="notebook parameters")
+
+
+class Recipe(Parameters):
+    """All parameters of one experiment. A list gives one value per training phase, a single value holds for all."""
+
+    name: str = Field("demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="run folder: runs_dir/name")
+    seed: int = Field(0, ge=0)
+    runs_dir: str = "runs"
+    twin: str | None = Field(None, description="name of the black-box run to compare with; none: name-blackbox")
+
+    dataset: str = Field("shapes", description="a name in data_manifests/ or the path of a YAML of your own")
+    limit: dict[Literal["train", "val", "test"], int] | None = Field(
+        None, description="use only the first images of each split; none: all"
+    )
+    image_size: int | None = Field(None, gt=0, description="pixels of a side; none: as the files are")
+    augment: Literal["none", "flips", "fundus", "chest", "xml"] = "none"
+    augment_probability: float = Field(0.5, ge=0, le=1)
+    batch_size: int = Field(32, ge=1)
+    num_workers: int = Field(0, ge=0)
+
+    method: Literal["blackbox", "softcam", "explainer_classifier"] = "softcam"
+    architecture: str = "compact"
+    width: int = Field(24, ge=1, description="channels of the first stage of `compact`")
+    weights: str | None = None
+    output_stride: int | None = None
+    explainer_channels: list[int] = Field([16, 32, 64], min_length=3, max_length=3)
+    init_bias: float = Field(1.0, description="bias of the Explainer's last BatchNorm; above 0: heatmap starts white")
+
+    class_weights: Literal["balanced"] | list[float] | None = None
+    l1: float = Field(0.0, ge=0, description="SoftCAM: weight of mean ||A||_1")
+    l2: float = Field(0.0, ge=0, description="SoftCAM: weight of mean ||A||_2")
+    hybrid: bool = Field(False, description="Explainer: also penalise the heatmap outside the annotated mask")
+    beta: float = Field(0.9, ge=0, le=1)
+    gamma: float = Field(1.0, ge=0)
+
+    epochs: int | list[int] = 5
+    alpha: float | list[float] = 1.0
+    lr: float | list[float] = 0.003
+    lr_explainer: float | list[float] = 0.0
+    optimizer: Optimizer | list[Optimizer] = "adamw"
+    schedule: Schedule | list[Schedule] = "onecycle"
+    patience: int | list[int] = Field(
+        0, description="epochs without a better validation loss before stopping; 0: never"
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd; onecycle moves it between 0.85 and 0.95")
+    nesterov: bool = False
+    weight_decay: float = Field(1e-4, ge=0)
+    warmup_epochs: int = Field(0, ge=0)
+    lr_floor: float = Field(0.0, ge=0, description="clipped_cosine, plateau: the rate never falls below")
+    milestones: list[int] = []
+    decay: float = Field(0.2, gt=0, lt=1, description="factor of plateau, multistep and exponential")
+    plateau_patience: int = Field(10, ge=0)
+    pct_start: float = Field(0.25, gt=0, lt=1)
+    evolution_count: int = Field(4, ge=0, description="validation images whose explanation is kept after each epoch")
+
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    precision: Literal["32", "bf16"] = "32"
+    threads: int = Field(2, ge=1, description="CPU threads; pinned, since sums depend on it in the last bit")
+
+    explain_methods: list[str] | None = Field(None, description="none: the usual ones of the method")
+    explain_count: int = Field(60, ge=1, description="test images explained, from the first on")
+    ig_steps: int = Field(16, ge=1)
+    topk: int = Field(10, ge=1)
+    patch: int | None = Field(
+        None, gt=0, description="side in pixels of the localisation patches; none: the data set's"
+    )
+    faithfulness_count: int = Field(20, ge=1, description="explained images with a mask that are perturbed")
+    aopc_tile: int = Field(8, ge=1)
+    aopc_steps: int = Field(40, ge=1)
+    perturbation: Literal["black", "white", "gray", "uniform", "blur"] = "black"
+    deletion_steps: int = Field(20, ge=1)
+    deletion_fill: Literal["zero", "mean", "blur"] = "mean"
+    resamples: int = Field(1000, ge=10)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _precision_as_text(cls, values: Any) -> Any:
+        """`precision: 32` is a number in YAML."""
+        return {**values, "precision": "32"} if values.get("precision") == 32 else values
+
+    @model_validator(mode="after")
+    def _lists_match_phases(self) -> Self:
+        for key in Phase.__annotations__:
+            value = getattr(self, key) if key != "name" else None
+            if isinstance(value, list) and len(value) != len(self.phase_names):
+                raise ValueError(f"{key}: expected one value or {len(self.phase_names)} for {self.method}, got {value}")
+            numbers = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int | float)]
+            if numbers and min(numbers) < 0:
+                raise ValueError(f"{key}: expected nothing below 0, got {value}")
+        for phase in self.phases:
+            if phase.name in ("explainer", "joint") and phase.epochs and (phase.lr_explainer == 0 or phase.alpha == 1):
+                values = f"lr_explainer {phase.lr_explainer}, alpha {phase.alpha}"
+                raise ValueError(
+                    f"lr_explainer, alpha: phase {phase.name!r} would not train the Explainer with {values}"
+                )
+            if self.warmup_epochs and phase.schedule in ("onecycle", "plateau"):
+                raise ValueError(
+                    f"warmup_epochs: expected 0 for the schedule {phase.schedule!r}, got {self.warmup_epochs}"
+                )
+        return self
+
+    @property
+    def phase_names(self) -> tuple[str, ...]:
+        return PHASES.get(self.method, (self.method,))
+
+    @property
+    def phases(self) -> list[Phase]:
+        """The training phases in order, each with its own value of every per-phase parameter."""
+        keys = [key for key in Phase.__annotations__ if key != "name"]
+        values = {key: getattr(self, key) for key in keys}
+        return [
+            Phase(name, **{key: v[i] if isinstance(v, list) else v for key, v in values.items()})
+            for i, name in enumerate(self.phase_names)
+        ]
+
+    @property
+    def variant(self) -> str:
+        """The papers' name: black box, SoftCAM dense|sparse|ridge|elastic net, Explainer unsupervised|hybrid."""
+        if self.method == "blackbox":
+            return "black box"
+        if self.method == "explainer_classifier":
+            return f"Explainer {'hybrid' if self.hybrid else 'unsupervised'}"
+        kind = {(False, False): "dense", (True, False): "sparse", (False, True): "ridge", (True, True): "elastic net"}
+        return f"SoftCAM {kind[self.l1 > 0, self.l2 > 0]}"
+
+    @property
+    def run_dir(self) -> Path:
+        """runs_dir/name, or runs_dir/name-seedN for another seed than 0."""
+        return PROJECT / self.runs_dir / (self.name if self.seed == 0 else f"{self.name}-seed{self.seed}")
+
+    @property
+    def methods(self) -> list[str]:
+        """Explanation methods that 03_explain applies to this run's model."""
+        post_hoc = ["gradcam", "integrated_gradients", "guided_backprop", "saliency", "input_x_gradient", "random"]
+        usual = {
+            "blackbox": post_hoc,
+            "softcam": ["evidence", "random"],
+            "explainer_classifier": ["explainer", "integrated_gradients", "guided_backprop", "random"],
+        }
+        no_relu = {"guided_backprop"} if self.architecture.startswith("efficientnet") else set()
+        return self.explain_methods or [method for method in usual[self.method] if method not in no_relu]
+
+    def blackbox_twin(self) -> "Recipe":
+        """The black box of the same architecture, data and seed, with which this recipe's model is compared."""
+        if self.method == "blackbox":
+            return self
+        first = self.phases[0]
+        return self.replace(
+            name=self.twin or f"{self.name}-blackbox", method="blackbox", twin=None, l1=0.0, l2=0.0, hybrid=False,
+            explain_methods=None, **{key: getattr(first, key) for key in Phase.__annotations__ if key != "name"},
+        )  # fmt: skip
+
+    def replace(self, **changes: Any) -> "Recipe":
+        return self.checked({**self.model_dump(), **changes}, source="recipe")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Recipe":
+        """Reads a YAML recipe (relative paths: from the project's root)."""
+        path = PROJECT / path
+        if not path.is_file():
+            raise FileNotFoundError(f"recipe: no file {path}")
+        return cls.checked(yaml.safe_load(path.read_text()) or {}, source=str(path.name))
+
+
+class FigureParameters(Parameters):
+    """Parameters of 05_figures: which runs to read, where to draw."""
+
+    runs_dir: str = "runs"
+    figures_dir: str = "runs/figures"
+    recipes: list[str] | None = Field(None, description="names of the recipes to draw; none: every evaluated run")
+    seeds: int | None = Field(None, ge=1, description="draw seeds 0 to seeds - 1; none: every evaluated seed")

@@ -1,0 +1,33 @@
+"""Small trained runs that several test files share."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest
+from tiny_recipes import PHASES, TINY
+
+from lib.recipe import Recipe
+from lib.training import train
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A recipe that trains in about a second, in a folder of its own; keyword arguments change it."""
+    folder = str(tmp_path_factory.mktemp("runs"))
+
+    def make(**changes):
+        return Recipe(**{"name": "tiny", "runs_dir": folder, **TINY, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(tiny):
+    """The three methods, trained once."""
+    recipes = {
+        "blackbox": tiny(name="bb", method="blackbox"),
+        "softcam": tiny(name="sc", twin="bb", l1=1e-4),
+        "explainer": tiny(name="ec", twin="bb", hybrid=True, **PHASES),
+    }
+    return {name: train(recipe) for name, recipe in recipes.items()}

@@ -1,0 +1,91 @@
+"""A user's own data set: a YAML and a CSV somewhere on disk, three classes, no annotated regions."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from lib.data import pixel_hash, read_image
+from lib.evaluation import evaluate_run, explain_run
+from lib.figures import FIGURES
+from lib.recipe import Recipe
+from lib.results import Results
+from lib.runs import Run, open_split
+from lib.training import train
+
+matplotlib.use("agg")
+CARD = {"name": "mine", "title": "Mine", "synthetic": False, "classes": ["a", "b", "c"], "modality": "photograph",
+        "image_size": [32, 32], "channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3, "annotation": "none", "patch": 8,
+        "root": "images"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory):
+    folder, rng, rows = tmp_path_factory.mktemp("own"), np.random.default_rng(0), []
+    (folder / "images").mkdir()
+    for i in range(36):
+        label, split = i % 3, ("train", "train", "val", "test")[i // 9]
+        pixels = rng.integers(0, 120, (32, 32, 3)).astype(np.uint8)
+        pixels[..., label] += 100
+        Image.fromarray(pixels).save(folder / f"images/{i}.png")
+        found = pixel_hash(read_image(folder / f"images/{i}.png"))
+        row = {"image": f"{i}.png", "label": label, "split": split, "patient": f"p{i // 3}", "mask": "", "boxes": ""}
+        rows.append(row | {"width": 32, "height": 32, "sha256": found})
+    pd.DataFrame(rows).to_csv(folder / "mine.csv", index=False)
+    (folder / "mine.yaml").write_text(yaml.safe_dump(CARD))
+    return folder / "mine.yaml"
+
+
+def test_three_classes_without_masks_are_trained_explained_evaluated_and_drawn(card, tmp_path):
+    recipe = Recipe(
+        name="mine", dataset=str(card), runs_dir=str(tmp_path), width=8, epochs=3, batch_size=6, explain_count=9,
+        faithfulness_count=3, aopc_steps=4, deletion_steps=3, resamples=30, ig_steps=4, lr=0.01,
+    )  # fmt: skip
+    run = train(recipe)
+    batch = run.test_images(9)
+    assert not batch["has_mask"].any()
+    run.write_maps(explain_run(run, batch), batch["id"], batch["label"])
+    metrics = evaluate_run(run)
+    assert len(metrics["classification"]["per_class"]) == 3
+    assert metrics["classification"]["auc_interval"]["value"] == pytest.approx(metrics["classification"]["auc"])
+    found = metrics["explanations"]["evidence"]
+    assert found["activation_precision"]["value"] is None
+    assert found["activation_precision"]["undefined"] == 9
+    assert len(found["aopc"]["value"]) == 5
+    results = Results([run])
+    assert results.heading("mine") == "mine"
+    for name in ("hero", "accuracy", "topk_precision", "deletion", "aopc"):
+        FIGURES[name][0](results)
+
+
+def test_images_of_different_sizes_need_an_image_size(card, tmp_path):
+    rows = pd.read_csv(card.with_suffix(".csv"), keep_default_na=False)
+    wide = np.zeros((32, 40, 3), np.uint8)
+    Image.fromarray(wide).save(card.parent / "images/wide.png")
+    rows.loc[0, ["image", "width", "sha256"]] = ["wide.png", 40, pixel_hash(wide)]
+    rows.to_csv(card.parent / "sizes.csv", index=False)
+    (card.parent / "sizes.yaml").write_text(yaml.safe_dump({**CARD, "name": "sizes"}))
+    recipe = Recipe(name="x", dataset=str(card.parent / "sizes.yaml"), runs_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"image_size: expected a number, since the images of .*sizes.yaml differ"):
+        open_split(recipe, "train")
+    batch = Run(tmp_path, recipe.replace(image_size=16)).test_images(2)
+    assert batch["image"].shape == (2, 3, 16, 16)
+
+
+def test_masks_of_zero_and_one_count(card, tmp_path):
+    rows = pd.read_csv(card.with_suffix(".csv"), keep_default_na=False)
+    mask = np.zeros((32, 32), np.uint8)
+    mask[4:8, 4:8] = 1
+    Image.fromarray(mask).save(card.parent / "images/mask.png")
+    first = rows.index[rows["split"] == "test"][0]
+    rows.loc[first, "mask"] = "mask.png"
+    rows.loc[first + 1, "boxes"] = "[]"
+    rows.to_csv(card.parent / "masks.csv", index=False)
+    (card.parent / "masks.yaml").write_text(yaml.safe_dump({**CARD, "name": "masks", "annotation": "mask"}))
+    recipe = Recipe(name="x", dataset=str(card.parent / "masks.yaml"), runs_dir=str(tmp_path))
+    batch = Run(tmp_path, recipe).test_images(3)
+    assert batch["has_mask"].tolist() == [True, False, False]
+    assert torch.equal(batch["mask"].sum((1, 2)), torch.tensor([16, 0, 0]))

@@ -1,0 +1,226 @@
+import json
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_recipes import PHASES
+from torch.nn import functional as F
+
+from lib import training
+from lib.losses import contiguity, outside_penalty, sparsity
+from lib.optimisation import class_weights, make_optimizer, make_schedule
+from lib.recipe import Phase
+from lib.runs import Run, build_model, open_split
+from lib.training import PhaseModule, ShuffledByEpoch, load_or_train, phase_warnings, train
+
+
+def same_weights(one, two):
+    one, two = load_file(one), load_file(two)
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_the_same_recipe_gives_the_same_bits(tiny, trained):
+    again = train(tiny(name="again", l1=1e-4))
+    assert same_weights(again.dir / "best.safetensors", trained["softcam"].dir / "best.safetensors")
+    pd.testing.assert_frame_equal(again.history, trained["softcam"].history, check_exact=True)
+    other = train(tiny(name="other", l1=1e-4, seed=1))
+    assert not same_weights(other.dir / "best.safetensors", again.dir / "best.safetensors")
+
+
+@pytest.mark.parametrize("stop", [("classifier", 1), ("classifier", 2), ("joint", 1)])
+def test_an_interrupted_training_goes_on_to_the_same_bits(tiny, trained, monkeypatch, stop):
+    recipe = tiny(name=f"cut-{stop[0]}{stop[1]}", hybrid=True, **PHASES)
+
+    def fail(self, trainer, module):
+        if (self.phase.name, trainer.current_epoch + 1) == stop:
+            raise RuntimeError("power cut")
+
+    monkeypatch.setattr(training.Recorder, "on_train_epoch_start", fail)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(recipe)
+    assert not (recipe.run_dir / "best.safetensors").exists()
+    monkeypatch.undo()
+    run = train(recipe)
+    assert same_weights(run.dir / "best.safetensors", trained["explainer"].dir / "best.safetensors")
+    pd.testing.assert_frame_equal(run.history, trained["explainer"].history, check_exact=True)
+    assert run.evolution.keys() == trained["explainer"].evolution.keys()
+
+
+def test_another_recipe_or_code_starts_afresh(tiny, monkeypatch):
+    recipe = tiny(name="fresh")
+    run = train(recipe)
+    run.write_maps({"random": torch.zeros(1, 2, 2)}, ["a"], torch.tensor([0]))
+    (run.dir / "best.safetensors").unlink()
+    monkeypatch.setattr(training, "code_hash", lambda: "changed")
+    training.begin(recipe, run.dir)
+    assert not (run.dir / "history.csv").exists()
+    assert not (run.dir / "maps.safetensors").exists()
+    assert json.loads((run.dir / "recipe.json").read_text())["code"] == "changed"
+
+
+def test_history_has_every_epoch_of_every_phase(trained):
+    history = trained["explainer"].history
+    phases = [("classifier", 0), ("classifier", 1), ("classifier", 2), ("explainer", 0), ("explainer", 1), ("joint", 0)]
+    assert list(zip(history["phase"], history["epoch"], strict=True)) == [*phases, ("joint", 1)]
+    for split in ("train", "val"):
+        for name in ("loss", "classification", "explanation", "sparsity", "contiguity", "acc", "auc"):
+            assert history[f"{split}_{name}"].notna().all(), name
+    alpha = history["phase"].map(dict(zip(("classifier", "explainer", "joint"), PHASES["alpha"], strict=True)))
+    total = alpha * history["val_classification"] + (1 - alpha) * history["val_explanation"]
+    assert torch.allclose(torch.tensor(total), torch.tensor(history["val_loss"]), atol=1e-5)
+    assert {"penalty"} <= {c.removeprefix("val_") for c in trained["softcam"].history}
+
+
+def test_frozen_parts_do_not_move(trained):
+    run = trained["explainer"]
+    torch.manual_seed(0)
+    states = {phase: load_file(run.dir / f"{phase}.safetensors") for phase in ("classifier", "explainer", "joint")}
+
+    def moved(part, first, second):
+        keys = [key for key in states[first] if key.startswith(part)]
+        return sum(not torch.equal(states[first][key], states[second][key]) for key in keys)
+
+    assert moved("classifier.", "classifier", "explainer") == 0  # parameters and batch statistics
+    assert moved("explainer.", "classifier", "explainer") > 0
+    assert moved("explainer.", "explainer", "joint") > 0 or moved("classifier.", "explainer", "joint") > 0
+    explainer = build_model(run.recipe).explainer
+    assert int(states["classifier"]["explainer.bn.num_batches_tracked"]) == 0
+    assert torch.equal(states["classifier"]["explainer.bn.running_mean"], explainer.bn.running_mean)
+
+
+def test_best_weights_are_those_of_the_lowest_validation_loss(trained):
+    run = trained["blackbox"]
+    data = open_split(run.recipe, "val")
+    samples = [data[i] for i in range(len(data))]
+    images, labels = (torch.stack([s[key] for s in samples]) for key in ("image", "label"))
+    loss = F.nll_loss(run.predict(images).log(), labels).item()
+    epochs = run.history[run.history["epoch"] > 0]
+    assert loss == pytest.approx(epochs["val_loss"].min(), abs=1e-5)
+    assert (run.dir / "last.safetensors").exists()
+    assert not (run.dir / "checkpoints").exists()
+    assert list((run.dir / "tensorboard").rglob("events.out.tfevents*"))
+
+
+def test_evolution_keeps_the_fixed_images_after_each_epoch(trained):
+    evolution = trained["softcam"].evolution
+    assert set(evolution) == {"images", "softcam/000", "softcam/001", "softcam/002"}
+    assert evolution["images"].shape == (2, 3, 64, 64)
+    assert evolution["softcam/001"].shape == (2, 2, 16, 16)
+    assert trained["explainer"].evolution["joint/001"].shape == (2, 1, 64, 64)
+
+
+def test_losses_are_the_papers(tiny):
+    recipe = tiny(hybrid=True, beta=0.7, gamma=0.5, **PHASES)
+    run = Run(recipe.run_dir, recipe)
+    phase = recipe.phases[1]
+    torch.manual_seed(0)
+    module = PhaseModule(recipe, phase, build_model(recipe), run, None).eval()
+    batch = torch.utils.data.default_collate([open_split(recipe, "val")[i] for i in range(6)])
+    terms, logits = module.losses(batch)
+    z = module.model(run.normalise(batch["image"])).explanation
+    outside = outside_penalty(z, batch["mask"][:, None].float())[batch["has_mask"]]
+    explanation = 0.7 * sparsity(z).mean() + 0.3 * contiguity(z).mean() + 0.5 * outside.sum() / 6
+    ce = F.cross_entropy(logits, batch["label"])
+    assert terms["explanation"].item() == pytest.approx(explanation.item(), rel=1e-5)
+    assert terms["loss"].item() == pytest.approx((0.25 * ce + 0.75 * explanation).item(), rel=1e-5)
+
+
+def rates(epochs=6, schedule="none", steps=6, per_step=False, **changes):
+    from lib.recipe import Recipe
+
+    recipe = Recipe(epochs=epochs, schedule=schedule, lr=1.0, **changes)
+    optimizer = make_optimizer(recipe, recipe.phases[0], [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 1.0}])
+    made = make_schedule(recipe, recipe.phases[0], optimizer, steps)["scheduler"]
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        made.step(1.0) if schedule == "plateau" else made.step()
+    return found
+
+
+def test_schedules_by_hand():
+    assert rates() == [1.0] * 6
+    assert rates(schedule="multistep", milestones=[2, 4], decay=0.1) == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert rates(schedule="exponential", decay=0.5) == pytest.approx([1, 0.5, 0.25, 0.125, 0.0625, 0.03125])
+    cosine = [1, 0.9330127, 0.75, 0.5, 0.25, 0.0669873]
+    assert rates(schedule="cosine") == pytest.approx(cosine, abs=1e-6)
+    assert rates(schedule="clipped_cosine", lr_floor=0.3) == pytest.approx([*cosine[:4], 0.3, 0.3], abs=1e-6)
+    assert rates(warmup_epochs=2) == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1])
+    plateau = rates(schedule="plateau", plateau_patience=1, decay=0.5, lr_floor=0.3)
+    assert plateau == pytest.approx([1, 1, 1, 0.5, 0.5, 0.3])
+    one = rates(schedule="onecycle", steps=20)
+    assert max(one) == pytest.approx(1.0)
+    assert one.index(max(one)) == 4  # pct_start 0.25 of 20 steps
+    assert one[-1] < 1e-3
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "adadelta"])
+def test_optimizers(tiny, name):
+    recipe = tiny(optimizer=name, nesterov=True, weight_decay=0.01)
+    made = make_optimizer(recipe, recipe.phases[0], [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.1}])
+    assert type(made).__name__.lower() == name
+    assert made.defaults["weight_decay"] == 0.01
+    assert made.param_groups[0]["lr"] == 0.1
+    assert name != "sgd" or (made.defaults["momentum"] == 0.9 and made.defaults["nesterov"])
+
+
+def test_class_weights(tiny):
+    labels = torch.tensor([0, 0, 0, 1])
+    assert class_weights(tiny(), labels, 2) is None
+    assert torch.allclose(class_weights(tiny(class_weights="balanced"), labels, 2), torch.tensor([4 / 6, 2.0]))
+    assert torch.equal(class_weights(tiny(class_weights=[1.0, 3.0]), labels, 2), torch.tensor([1.0, 3.0]))
+    with pytest.raises(ValueError, match=r"class_weights: expected 2 values, got \[1.0\]"):
+        class_weights(tiny(class_weights=[1.0]), labels, 2)
+
+
+def test_order_depends_on_seed_and_epoch():
+    sampler = ShuffledByEpoch(10, seed=1)
+    first = list(sampler)
+    assert sorted(first) == list(range(10))
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(ShuffledByEpoch(10, seed=2)) != first
+
+
+def test_early_stopping_and_augmentation(tiny):
+    run = train(tiny(name="early", epochs=30, patience=1, lr=1.0, optimizer="sgd", schedule="none", augment="xml"))
+    assert len(run.history) < 31
+
+
+def test_bf16(tiny):
+    run = train(tiny(name="bf16", precision="bf16", epochs=1))
+    assert all(v.dtype in (torch.float32, torch.int64) for v in load_file(run.dir / "best.safetensors").values())
+
+
+def test_load_or_train_refuses_a_run_of_other_parameters(tiny, trained):
+    with pytest.raises(ValueError, match=r"sc: l1: 0.5 \(trained with 0.0001\); train again with 02_train"):
+        load_or_train(tiny(name="sc", twin="bb", l1=0.5))
+    assert load_or_train(tiny(name="sc", twin="bb", l1=1e-4, topk=3)).recipe.topk == 3
+
+
+def test_blackbox_twin(tiny, trained):
+    assert training.blackbox_twin(trained["softcam"].recipe).dir == trained["blackbox"].dir
+    with pytest.raises(FileNotFoundError, match="nobody holds no trained model; train it with notebooks/02_train"):
+        training.blackbox_twin(tiny(twin="nobody"))
+
+
+def test_phase_warnings():
+    def history(classifier, explainer):
+        rows = [("classifier", v, 1.0, v) for v in classifier] + [("explainer", 0.1, v, v) for v in explainer]
+        return pd.DataFrame(rows, columns=["phase", "train_classification", "train_explanation", "val_loss"])
+
+    assert phase_warnings(history([1.0, 0.25], [1.0, 0.1])) == []
+    slow = phase_warnings(history([1.0, 0.8], [1.0, 0.5]))
+    assert len(slow) == 2
+    assert "'classifier' ended with the classification loss at 80%" in slow[0]
+    assert "empty" in phase_warnings(history([1.0, 0.2], [1.0, 0.0]))[0]
+    assert "at 2% of its first value (asked: 15% to 35%)" in phase_warnings(history([1.0, 0.02], [1.0, 0.1]))[0]
+    assert phase_warnings(history([1.0, 0.2, 0.9], [1.0, 0.1])) == []  # the state of lowest validation loss counts
+    assert phase_warnings(pd.DataFrame({"phase": ["softcam"] * 2, "train_classification": [1.0, 1.0]})) == []
+
+
+def test_phase_dataclass_is_what_history_and_recipes_use():
+    assert list(Phase.__annotations__)[:3] == ["name", "epochs", "alpha"]
