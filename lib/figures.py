@@ -95,6 +95,7 @@ def accuracy(results: Results) -> Drawn:
             data[f"{dataset} | {variant}"] = found
         ax.set(xlabel="accuracy (test)", title=results.heading(dataset), ylim=(len(present) - 0.5, -0.7))
         ax.set_yticks(range(len(present)), present)
+        ax.set_xlim(right=min(ax.get_xlim()[1], 1.004))
     return fig, data
 
 
@@ -140,6 +141,7 @@ def pompom_figure(results: Results) -> Drawn:
         for y, (dataset, variant) in enumerate(found):
             data[f"{title} | {dataset} | {variant}"] = results.value(dataset, variant, *path)
             plots.dot(ax, y, data[f"{title} | {dataset} | {variant}"], VARIANTS[variant.partition(" (")[0]])
+        ax.margins(x=0.15)
         ax.set(xlabel=title, ylim=(len(found) - 0.4, -0.7))
         ax.set_yticks(range(len(found)), [f"{d}, {v.removeprefix('Explainer ')}" for d, v in found])
         if "accuracy" not in title:
