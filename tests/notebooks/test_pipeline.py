@@ -14,7 +14,7 @@ import yaml
 from lib.recipe import PROJECT
 
 SMOKE = PROJECT / "notebooks/recipes/smoke"
-ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "MPLBACKEND": "agg"}
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 def snakemake(runs, recipes=SMOKE, *arguments):
