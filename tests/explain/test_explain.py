@@ -1,65 +1,13 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from tiny_models import Gated, Linear, Net, gradient, run
 
 from lib import models
 from lib.explain import METHODS, explain, upsample
 
 IN_MODEL = [name for name, method in METHODS.items() if method.family == "in-model"]
 POST_HOC = [name for name in METHODS if name not in IN_MODEL]
-
-
-class Net(nn.Module):
-    """conv - bn - relu - conv - relu - dropout - mean - fc; `evidence`: also a map of each class."""
-
-    def __init__(self, channels=3, evidence=False):
-        super().__init__()
-        self.conv1, self.bn, self.relu1 = nn.Conv2d(channels, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()
-        self.conv2, self.relu2, self.dropout = nn.Conv2d(6, 5, 3, stride=2, padding=1), nn.ReLU(), nn.Dropout(0.5)
-        self.fc, self.evidence = nn.Linear(5, 3), evidence
-
-    def forward(self, x, z=None):
-        x = self.relu1(self.bn(self.conv1(x)))
-        x = self.dropout(self.relu2(self.conv2(x if z is None else x * z)))
-        if self.evidence:
-            maps = torch.einsum("nchw,kc->nkhw", x, self.fc.weight)
-            return SimpleNamespace(logits=maps.mean((2, 3)), evidence=maps)
-        return self.fc(x.mean((2, 3)))
-
-
-class Gated(nn.Module):
-    """Explains itself by z, which gates its classifier."""
-
-    def __init__(self):
-        super().__init__()
-        self.explainer = nn.Sequential(nn.Conv2d(3, 1, 3, padding=1), nn.BatchNorm2d(1), nn.ReLU(), nn.Dropout(0.5))
-        self.classifier = Net()
-
-    def forward(self, x):
-        z = self.explainer(x)
-        return SimpleNamespace(logits=self.classifier(x, z), explanation=z)
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
-def options(method, model):
-    layer = getattr(model, "classifier", model)
-    return {"layer": layer.relu2} if method == "gradcam" and isinstance(layer, Net) else {}
-
-
-def run(method, model, images, targets, **more):
-    return explain(method, model, images, targets, **options(method, model) | more)
-
-
-def gradient(function, x):
-    x = x.clone().requires_grad_()
-    return torch.autograd.grad(function(x), x)[0]
 
 
 def test_register():
@@ -102,17 +50,6 @@ def test_upsample_is_bicubic_with_a_of_minus_three_quarters():
     near = [0.87890625, 0.26171875, -0.10546875, -0.03515625]  # the kernel at distances 1/4, 3/4, 5/4, 7/4
     assert upsample(impulse, (1, 16))[0, 0, 5:13].tolist() == pytest.approx(near[::-1] + near)
     assert torch.allclose(upsample(torch.ones(1, 3, 5), (9, 7)), torch.ones(1, 9, 7))
-
-
-class Linear(nn.Module):
-    """Logit k = sum of w_k * x + b_k."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.randn(2, 3, 4, 4)), nn.Parameter(torch.randn(2))
-
-    def forward(self, x):
-        return torch.einsum("nchw,kchw->nk", x, self.weight) + self.bias
 
 
 def test_linear_model_by_hand():
@@ -199,7 +136,8 @@ def test_every_method_on_the_models_of_this_project(method):
         "softcam": models.softcam("compact", 2, in_channels=1, width=8),
         "explainer_classifier": models.explainer_classifier("compact", 2, in_channels=1, width=8),
     }
-    own = {"evidence": ["softcam"], "explainer": ["explainer_classifier"]}.get(method, found)
+    own = {"evidence": ["softcam"], "evidence_difference": ["softcam"], "tte_cam": ["blackbox"]}
+    own = (own | {"explainer": ["explainer_classifier"]}).get(method, found)
     for kind, model in found.items():
         if kind in own:
             maps = explain(method, model, images, targets)

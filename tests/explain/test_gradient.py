@@ -1,0 +1,134 @@
+import pytest
+import torch
+from captum import attr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import Gated, Linear, Net, run
+
+from lib.explain import explain
+
+IMAGES, TARGETS = torch.linspace(-1, 1, 2 * 3 * 12 * 10).mul(9).sin().view(2, 3, 12, 10), torch.tensor([2, 0])
+
+
+def test_smoothgrad_without_noise_is_the_absolute_gradient():
+    model = Net()
+    expected = explain("saliency", model, IMAGES, TARGETS)
+    assert torch.allclose(explain("smoothgrad", model, IMAGES, TARGETS, noise=0, samples=3), expected, atol=1e-7)
+
+
+def test_smoothgrad_of_a_linear_model_is_its_weights_whatever_the_noise():
+    model, images = Linear(), torch.randn(2, 3, 4, 4)
+    expected = model.weight[torch.tensor([1, 0])].detach().abs().sum(1)
+    assert torch.allclose(explain("smoothgrad", model, images, torch.tensor([1, 0])), expected, atol=1e-5)
+
+
+class Square(torch.nn.Module):
+    """Logits (sum of x^2, 0): the gradient is 2 x, so its mean over noisy copies shows the mean noise."""
+
+    def forward(self, x):
+        return torch.stack([(x**2).sum((1, 2, 3)), 0 * x.sum((1, 2, 3))], 1)
+
+
+def test_smoothgrads_noise_has_the_share_of_the_range_that_is_asked_for():
+    images = torch.zeros(1, 1, 40, 40)
+    images[0, 0, 0, 0], images[0, 0, 0, 1] = 3.0, -1.0
+    found = explain("smoothgrad", Square(), images, torch.tensor([0]), noise=0.2, samples=1)[0]
+    noise = found[1:] / 2  # |N(0, 0.2 * 4)|
+    assert noise.square().mean().sqrt().item() == pytest.approx(0.8, rel=0.06)
+    many = explain("smoothgrad", Square(), images, torch.tensor([0]), noise=0.2, samples=64)[0]
+    assert (many[1:] / 2).square().mean().sqrt().item() == pytest.approx(0.8 / 8, rel=0.06)
+
+
+def test_smoothgrads_noise_depends_on_seed_and_image_alone():
+    model = Net()
+    maps = explain("smoothgrad", model, IMAGES, TARGETS)
+    assert torch.allclose(explain("smoothgrad", model, IMAGES[1:], TARGETS[1:])[0], maps[1], atol=1e-6)
+    assert not torch.allclose(explain("smoothgrad", model, IMAGES, TARGETS, seed=1), maps, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["deconvolution", "guided_backprop"])
+def test_rectified_gradients_are_equal_to_a_chain_by_hand(method):
+    model = Net().eval()
+    a = model.bn(model.conv1(IMAGES))
+    b = model.conv2(a.relu())
+    at_b = (model.fc.weight[TARGETS] / b[0, 0].numel())[:, :, None, None].expand_as(b).relu()
+    at_b = at_b * (b > 0) if method == "guided_backprop" else at_b
+    at_a = torch.nn.grad.conv2d_input(a.shape, model.conv2.weight, at_b, stride=2, padding=1).relu()
+    at_a = at_a * (a > 0) if method == "guided_backprop" else at_a
+    at_a = at_a * (model.bn.weight / (model.bn.running_var + model.bn.eps).sqrt())[:, None, None]
+    expected = torch.nn.grad.conv2d_input(IMAGES.shape, model.conv1.weight, at_a, padding=1).sum(1)
+    assert torch.allclose(explain(method, model, IMAGES, TARGETS), expected.detach(), atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [Net, Gated])
+def test_guided_gradcam_is_the_product_of_its_parts(make):
+    model, images, targets = make(), IMAGES.repeat(3, 1, 1, 1), torch.tensor([0, 0, 1, 1, 2, 2])
+    expected = run("guided_backprop", model, images, targets) * run("gradcam", model, images, targets)
+    assert expected.abs().sum() > 0
+    assert torch.allclose(run("guided_gradcam", model, images, targets), expected, atol=1e-7)
+
+
+def test_guided_gradcam_is_captums():
+    model = Net().eval()
+    peer = attr.GuidedGradCam(model, model.relu2)
+    expected = peer.attribute(IMAGES, target=TARGETS, interpolate_mode="bilinear").sum(1).detach()
+    assert torch.allclose(run("guided_gradcam", model, IMAGES, TARGETS), expected, atol=1e-6)
+
+
+def test_occlusion_of_a_linear_model_by_hand():
+    """The drop of a window is the sum of w * (x - fill) in it; windows of 2, stride 1, the middle pixels in four."""
+    model, x = Linear().double(), torch.randn(1, 3, 4, 4).double()
+    lost = (model.weight[1].detach() * (x[0] - 0.5)).sum(0)
+    expected = torch.zeros(4, 4).double()
+    for i in range(4):
+        for j in range(4):
+            covering = [(a, b) for a in range(3) for b in range(3) if a <= i < a + 2 and b <= j < b + 2]
+            expected[i, j] = sum(lost[a : a + 2, b : b + 2].sum() for a, b in covering) / len(covering)
+    found = explain("occlusion", model, x, torch.tensor([1]), window=2, stride=1, fill=0.5)
+    assert torch.allclose(found[0], expected.float(), atol=1e-6)
+
+
+@settings(max_examples=12, deadline=None)
+@given(window=st.integers(1, 14), data=st.data())
+def test_occlusion_is_captums(window, data):
+    torch.manual_seed(0)
+    stride, model = data.draw(st.integers(1, window)), Net().eval()
+    peer = attr.Occlusion(model)
+    inside = (min(window, 12), min(window, 10))  # captum refuses windows larger than the image
+    expected = peer.attribute(IMAGES, (3, *inside), (3, stride, stride), target=TARGETS, perturbations_per_eval=16)
+    found = explain("occlusion", model, IMAGES, TARGETS, window=window, stride=stride)
+    assert torch.allclose(found, expected[:, 0].float(), atol=1e-6)
+
+
+def test_occlusions_default_window_is_an_eighth_of_each_side():
+    maps = explain("occlusion", Net(), torch.randn(1, 3, 16, 24), torch.tensor([0]))[0]
+    blocks = maps.unfold(0, 2, 2).unfold(1, 3, 3).flatten(2)
+    assert torch.equal(blocks.amin(2), blocks.amax(2)) and blocks[..., 0].unique().numel() == 64
+
+
+@pytest.mark.parametrize(
+    ("method", "more", "message"),
+    [
+        ("occlusion", {"window": 2, "stride": 3}, r"stride: expected 1 <= stride <= window, got stride \[3, 3\]"),
+        ("occlusion", {"window": 0}, r"stride: expected 1 <= stride <= window, got .* window \[0, 0\]"),
+        ("occlusion", {"chunk": 0}, "chunk: expected at least 1, got 0"),
+        ("smoothgrad", {"noise": -0.1}, "noise: expected a share of the image's range, at least 0, got -0.1"),
+        ("smoothgrad", {"samples": 0}, "samples: expected at least 1, got 0"),
+        ("integrated_gradients", {"steps": 0}, "steps: expected at least 1, got 0"),
+    ],
+)
+def test_options_are_checked(method, more, message):
+    with pytest.raises(ValueError, match=message):
+        explain(method, Net(), IMAGES, TARGETS, **more)
+
+
+@pytest.mark.parametrize("limit", [1, 7])
+@pytest.mark.parametrize("method", ["integrated_gradients", "smoothgrad", "occlusion", "smooth_gradcam", "scorecam"])
+@pytest.mark.parametrize("make", [Net, Gated])
+def test_no_more_images_than_a_chunk_at_once(method, limit, make):
+    model, images, targets = make(), torch.randn(9, 3, 12, 10), torch.arange(9) % 3
+    expected, sizes = run(method, model, images, targets), []
+    inner = getattr(model, "classifier", model)
+    inner.register_forward_hook(lambda _module, inputs, _output: sizes.append(len(inputs[0])))
+    assert torch.allclose(run(method, model, images, targets, chunk=limit), expected, atol=1e-5)
+    assert max(sizes) == limit

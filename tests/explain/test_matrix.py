@@ -1,0 +1,91 @@
+"""Every method on every kind of model and every family of architectures, or the reason why not."""
+
+import pytest
+import torch
+from tiny_models import vgg
+from torchvision.models import vgg11_bn
+
+from lib import models
+from lib.explain import METHODS, explain
+
+KINDS = {kind.__name__: kind for kind in (models.blackbox, models.softcam, models.explainer_classifier)}
+ONLY_ON = {
+    "evidence": ("softcam", "class evidence maps"),
+    "evidence_difference": ("softcam", "class evidence maps"),
+    "tte_cam": ("blackbox", "global average pooling"),
+    "explainer": ("explainer_classifier", "an Explainer"),
+}
+RELU = ("deconvolution", "guided_backprop", "guided_gradcam", "lrp")  # methods that need nn.ReLU
+SENSITIVE = (*RELU, "gradcam", "gradcam_pp", "layercam", "tte_cam", "evidence", "explainer", "integrated_gradients")
+CHEAP = {"integrated_gradients": {"steps": 2}}
+
+
+def refusal(method, kind, architecture):
+    if kind != ONLY_ON.get(method, (kind, ""))[0]:
+        return ONLY_ON[method][1]
+    if architecture == "efficientnet_v2_s" and method in RELU:
+        return "SiLU"
+    if architecture == "vgg-gated" and method == "lrp":
+        return "Sigmoid"
+    return "VGG" if method == "tte_cam" and "vgg" in architecture else None
+
+
+def check(method, model, kind, architecture, images, targets):
+    if reason := refusal(method, kind, architecture):
+        with pytest.raises(TypeError, match=rf"(?s)^{method}: expected a model .*, got .*") as caught:
+            explain(method, model, images, targets)
+        assert reason in str(caught.value)
+        return
+    maps = explain(method, model, images, targets, **CHEAP.get(method, {}))
+    assert maps.shape == (len(images), *images.shape[2:]) and maps.dtype == torch.float32
+    assert maps.isfinite().all() and (METHODS[method].signed or maps.min() >= 0)
+    if "cam" not in method:  # a rectified map of a random network may be empty
+        assert (maps != 0).any()
+
+
+@pytest.fixture(scope="module")
+def compact():
+    torch.manual_seed(0)
+    made = {name: kind("compact", 3, width=8).eval() for name, kind in KINDS.items()}
+    made["explainer_classifier"].explainer.bn.bias.data.fill_(0.5)  # z is neither 0 nor 1
+    return made, torch.rand(5, 3, 32, 32), torch.tensor([2, 0, 1, 1, 0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", METHODS)
+def test_all_methods_on_compact(compact, method, kind):
+    found, images, targets = compact
+    check(method, found[kind], kind, "compact", images[:2], targets[:2])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_map_depends_on_its_image_and_target_alone(compact, method, kind):
+    found, images, targets = compact
+    if refusal(method, kind, "compact") is None:
+        maps = explain(method, found[kind], images, targets)
+        scale = maps.abs().max() if method != "occlusion" else 1  # a small difference of large logits
+        flipped = explain(method, found[kind], images.flip(0), targets.flip(0), batch_size=2).flip(0)
+        assert torch.allclose(flipped / scale, maps / scale, atol=1e-5)
+        alone = explain(method, found[kind], images[3:4], targets[3:4])
+        assert torch.allclose(alone[0] / scale, maps[3] / scale, atol=1e-5)
+
+
+BIG = [
+    *((name, kind) for name in ("resnet18", "densenet121", "efficientnet_v2_s") for kind in KINDS),
+    *((name, kind) for name in ("vgg11", "vgg11_bn") for kind in KINDS),
+    ("resnext50_32x4d", "blackbox"),
+    ("wide_resnet50_2", "softcam"),
+    ("vgg-gated", "blackbox"),
+    ("vgg-gated", "explainer_classifier"),
+]
+
+
+@pytest.mark.parametrize(("architecture", "kind"), BIG)
+def test_sensitive_methods_on_every_family(architecture, kind):
+    if architecture.startswith("vgg11"):
+        model = vgg(kind, **({"make": vgg11_bn} if architecture == "vgg11_bn" else {}))
+    else:
+        model = KINDS[kind](architecture, 2)
+    for method in SENSITIVE:
+        check(method, model, kind, architecture, torch.rand(1, 3, 64, 64), torch.tensor([1]))

@@ -1,0 +1,160 @@
+import pytest
+import torch
+from tiny_models import Net, gradient, run, vgg
+from torch import nn
+
+from lib import models
+from lib.explain import explain
+
+IMAGES, TARGETS = torch.linspace(-1, 1, 2 * 3 * 12 * 10).mul(7).sin().view(2, 3, 12, 10), torch.tensor([2, 0])
+
+
+def unbiased(model, noise=True):
+    """No bias outside batch normalisations; those far from their start, so that merging them matters."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.BatchNorm2d) and noise and module.num_features > 1:  # not the Explainer's
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            module.running_var.uniform_(0.5, 1.5)
+            module.running_mean.normal_(0, 0.05)
+            nn.init.normal_(module.bias, 0, 0.05)
+    return model.eval()
+
+
+def target_logits(model, images, targets):
+    with torch.no_grad():
+        output = model(images)
+    return getattr(output, "logits", output).gather(1, targets[:, None])[:, 0]
+
+
+KINDS = [models.blackbox, models.softcam, models.explainer_classifier]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_relevance_is_conserved(kind):
+    model, images = unbiased(kind("compact", 3, width=8)), torch.rand(4, 3, 32, 32) - 0.3
+    targets = torch.tensor([0, 1, 2, 1])
+    maps = explain("lrp", model, images, targets)
+    assert maps.sum((1, 2)).tolist() == pytest.approx(target_logits(model, images, targets).tolist(), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture"),
+    [
+        *((kind, name) for kind in KINDS for name in ("resnet18", "densenet121")),
+        (models.blackbox, "resnext50_32x4d"),
+        (models.explainer_classifier, "wide_resnet50_2"),
+        *((vgg, kind) for kind in ("blackbox", "softcam", "explainer_classifier")),
+    ],
+)
+def test_relevance_is_conserved_in_every_family(kind, architecture):
+    model = unbiased(kind(architecture, 2), noise=architecture in ("resnet18", "densenet121"))
+    images, targets = torch.rand(1, 3, 32, 32) - 0.3, torch.tensor([1])
+    maps, logit = explain("lrp", model, images, targets), target_logits(model, images, targets)
+    assert maps.sum().item() == pytest.approx(logit.item(), rel=0.02) and maps.abs().max() > 0
+
+
+def test_biases_take_relevance_where_they_are_let():
+    model, images, targets = unbiased(models.blackbox("compact", 3, width=8)), torch.rand(1, 3, 32, 32), TARGETS[:1]
+    without, taken = (explain("lrp", model, images, targets, bias=bias).sum().abs() for bias in (False, True))
+    assert taken < 0.99 * without
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_rule_in_plain_loops(bias):
+    """conv - bn - relu - conv - relu - mean - fc: every sum of the rule written out in float64."""
+    model = Net().double().eval()
+    model.bn.running_mean.normal_()
+    model.bn.running_var.uniform_(0.5, 2)
+    images = IMAGES.double()[:, :, :5, :4]
+    scale = (model.bn.weight / (model.bn.running_var + model.bn.eps).sqrt()).detach()
+    w1 = model.conv1.weight.detach() * scale[:, None, None, None]
+    b1 = (model.conv1.bias.detach() - model.bn.running_mean) * scale + model.bn.bias.detach()
+    w2, b2, v = model.conv2.weight.detach(), model.conv2.bias.detach(), model.fc.weight.detach()
+
+    def back(x, w, b, relevance, stride):
+        """R_i = sum_j (x_i w_ij)^+ / sum_i (x_i w_ij)^+ R_j for a 3x3 convolution with padding 1."""
+        shared = torch.zeros_like(x)
+        for o, i, j in torch.cartesian_prod(*(torch.arange(n) for n in relevance.shape)).tolist():
+            taps = [
+                (c, i * stride + di - 1, j * stride + dj - 1, (c, di, dj))
+                for c in range(len(x)) for di in range(3) for dj in range(3)
+                if 0 <= i * stride + di - 1 < x.shape[1] and 0 <= j * stride + dj - 1 < x.shape[2]
+            ]  # fmt: skip
+            parts = [max((x[c, k, m] * w[o][tap]).item(), 0.0) for c, k, m, tap in taps]
+            total = sum(parts) + (max(b[o].item(), 0.0) if bias else 0.0)
+            for (c, k, m, _), part in zip(taps, parts, strict=True):
+                shared[c, k, m] += part / total * relevance[o, i, j] if total else 0.0
+        return shared
+
+    expected = []
+    for image, target in zip(images, TARGETS.tolist(), strict=True):
+        a = F_conv(image, w1, b1, 1).relu()
+        f = F_conv(a, w2, b2, 2).relu()
+        at_f = f * v[target][:, None, None] / f[0].numel()
+        expected.append(back(image, w1, b1, back(a, w2, b2, at_f, 2), 1).sum(0))
+    found = run("lrp", model, images, TARGETS, bias=bias)
+    assert found.abs().max() > 0
+    assert torch.allclose(found.double(), torch.stack(expected), atol=1e-6, rtol=1e-4)
+
+
+def F_conv(x, w, b, stride):
+    return nn.functional.conv2d(x[None], w, b, stride=stride, padding=1)[0]
+
+
+@pytest.mark.parametrize("architecture", ["compact", "densenet121"])
+def test_a_black_box_and_its_twin_have_the_same_relevance(architecture):
+    box = models.blackbox(architecture, 2, **({"width": 8} if architecture == "compact" else {})).eval()
+    images, targets = torch.rand(1, 3, 32, 32), torch.tensor([1])
+    expected, found = (explain("lrp", model, images, targets) for model in (box, models.to_softcam(box)))
+    assert torch.allclose(found, expected, atol=1e-6 + 1e-4 * expected.abs().max().item())
+
+
+def test_a_gate_scales_the_logit_and_the_relevance_alike():
+    model = unbiased(models.explainer_classifier("compact", 2, width=8), noise=False)
+    images, targets = torch.rand(2, 3, 32, 32), torch.tensor([0, 1])
+    model.explainer = nn.Sequential(nn.AvgPool2d(1), Constant(1.0))
+    plain = explain("lrp", model.classifier, images, targets)
+    assert torch.allclose(explain("lrp", model, images, targets), plain, atol=1e-6)
+    model.explainer[1].value = 0.5  # of five gates, each halves the logit of a network without biases
+    assert torch.allclose(explain("lrp", model, images, targets), plain / 2**5, atol=1e-7)
+
+
+class Constant(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x):
+        return torch.full_like(x[:, :1], self.value)
+
+
+def test_all_shares_have_the_sign_of_what_they_share():
+    """alpha1-beta0 never changes a sign: from features that all speak for the target, only positive relevance."""
+    model = models.blackbox("compact", 2, width=8).eval()
+    with torch.no_grad():
+        model.fc.weight.abs_()
+    maps = explain("lrp", model, torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
+    assert maps.min() >= 0 and maps.max() > 0
+
+
+def test_a_black_image_is_finite():
+    maps = explain("lrp", models.blackbox("compact", 2, width=8), torch.zeros(1, 3, 32, 32), torch.tensor([0]))
+    assert torch.equal(maps, torch.zeros(1, 32, 32))
+
+
+def test_input_times_gradient_is_something_else():
+    model = models.blackbox("compact", 2, width=8).eval()
+    images, targets = torch.rand(1, 3, 32, 32), torch.tensor([0])
+    product = (images * gradient(lambda x: model(x)[0, 0], images)).sum(1)
+    assert not torch.allclose(explain("lrp", model, images, targets), product, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "found"),
+    [("efficientnet_v2_s", "SiLU, Sigmoid in EfficientNet"), ("vgg-gated", "Sigmoid in PaperVGG")],
+)
+def test_networks_with_other_activations_are_refused(architecture, found):
+    with pytest.raises(TypeError, match=f"lrp: expected a model whose activations are all nn.ReLU, got {found}"):
+        explain("lrp", models.blackbox(architecture, 2), torch.rand(1, 3, 32, 32), torch.tensor([0]))

@@ -1,0 +1,89 @@
+"""Models small enough to explain by hand."""
+
+import inspect
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from torchvision.models import vgg11
+
+from lib.explain import METHODS, explain
+from lib.models import Explainer, ExplainerClassifier, SoftCAM
+from lib.models.backbones import out_of_place
+
+
+class Net(nn.Module):
+    """conv - bn - relu - conv - relu - dropout - mean - fc; `evidence`: also a map of each class."""
+
+    def __init__(self, channels=3, evidence=False):
+        super().__init__()
+        self.conv1, self.bn, self.relu1 = nn.Conv2d(channels, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()
+        self.conv2, self.relu2, self.dropout = nn.Conv2d(6, 5, 3, stride=2, padding=1), nn.ReLU(), nn.Dropout(0.5)
+        self.fc, self.evidence = nn.Linear(5, 3), evidence
+
+    def forward(self, x, z=None):
+        x = self.relu1(self.bn(self.conv1(x)))
+        x = self.dropout(self.relu2(self.conv2(x if z is None else x * z)))
+        if self.evidence:
+            maps = torch.einsum("nchw,kc->nkhw", x, self.fc.weight)
+            return SimpleNamespace(logits=maps.mean((2, 3)), evidence=maps)
+        return self.fc(x.mean((2, 3)))
+
+
+class Gated(nn.Module):
+    """Explains itself by z, which gates its classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.explainer = nn.Sequential(nn.Conv2d(3, 1, 3, padding=1), nn.BatchNorm2d(1), nn.ReLU(), nn.Dropout(0.5))
+        self.classifier = Net()
+
+    def forward(self, x):
+        z = self.explainer(x)
+        return SimpleNamespace(logits=self.classifier(x, z), explanation=z)
+
+
+class Linear(nn.Module):
+    """Logit k = sum of w_k * x + b_k."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(2, 3, 4, 4)), nn.Parameter(torch.randn(2))
+
+    def forward(self, x):
+        return torch.einsum("nchw,kchw->nk", x, self.weight) + self.bias
+
+
+def vgg(kind="blackbox", classes=2, make=vgg11):
+    """VGG-11 (or `make`) whose fully connected layers have 32 units instead of 4096."""
+    with torch.device("meta"):
+        model = out_of_place(make())
+    model.features.to_empty(device="cpu")
+    for module in model.features:
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+            module.reset_parameters()
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    widths = (512 * 49, 32, 32) if kind != "softcam" else (512, 32, 32)
+    layers = [
+        nn.Linear(i, o) if kind != "softcam" else nn.Conv2d(i, o, 1)
+        for i, o in zip(widths, (32, 32, classes), strict=True)
+    ]
+    head = nn.Sequential(*(m for layer in layers[:2] for m in (layer, nn.ReLU(), nn.Dropout())), layers[2])
+    if kind == "softcam":
+        return SoftCAM(model.features, head[:-1], head[-1])
+    model.classifier = head
+    return model if kind == "blackbox" else ExplainerClassifier(Explainer(channels=(4, 4, 4)), model)
+
+
+def run(method, model, images, targets, **more):
+    """`explain`, with the layer of CAM methods and LRP where the model is a Net."""
+    inner = getattr(model, "classifier", model)
+    if isinstance(inner, Net) and "layer" in inspect.signature(METHODS[method].function).parameters:
+        more = {"layer": inner.relu2} | more
+    return explain(method, model, images, targets, **more)
+
+
+def gradient(function, x):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(function(x), x)[0]
