@@ -1,8 +1,10 @@
 """How well a heatmap points at the annotated region.
 
 Maps are (N, H, W), finite, of any scale and sign; masks are (N, H, W), boolean or 0/1. A value that the definition
-leaves open (an empty mask, a constant map) is NaN. Patches lie on a grid from (0, 0) without overlap, those at the
-right and lower border are cut; equal patches rank by position, row by row.
+leaves open (an empty mask, a constant map) is NaN. Patches lie on a grid from (0, 0), side by side or, with a `stride`
+below `patch`, overlapping; those at the right and lower border are cut; equal patches rank by position, row by row.
+A metric pooled over images takes any subset of them: `topk_precision(maps[correct], masks[correct])` is the one over
+true positives.
 """
 
 from collections.abc import Sequence
@@ -31,7 +33,8 @@ def check_count(name: str, value: int) -> None:
         raise ValueError(f"{name}: expected an integer of at least 1, got {value!r}")
 
 
-def _check_masks(masks: Tensor) -> Tensor:
+def check_masks(masks: Tensor) -> Tensor:
+    """Masks (N, h, w) as boolean. Raises ValueError where the shape or a value is wrong."""
     if masks.ndim != 3:
         raise ValueError(f"masks: expected shape (N, height, width), got {tuple(masks.shape)}")
     if masks.dtype != torch.bool and not ((masks == 0) | (masks == 1)).all():
@@ -39,69 +42,95 @@ def _check_masks(masks: Tensor) -> Tensor:
     return masks.bool()
 
 
-def _check(maps: Tensor, masks: Tensor, name: str = "maps") -> tuple[Tensor, Tensor]:
+def check_pair(maps: Tensor, masks: Tensor, name: str = "maps") -> tuple[Tensor, Tensor]:
+    """`check_maps` and `check_masks` of two tensors of one shape, on the device of the maps."""
     maps = check_maps(name, maps)
     if masks.shape != maps.shape:
         raise ValueError(f"masks: expected shape {tuple(maps.shape)} to match {name}, got {tuple(masks.shape)}")
-    return maps, _check_masks(masks).to(maps.device)
+    return maps, check_masks(masks).to(maps.device)
 
 
-def patch_scores(maps: Tensor, patch: int, by: str = "max") -> Tensor:
-    """Maximum or mean of each patch: (N, H, W) -> (N, ceil(H / patch), ceil(W / patch)).
+def patch_scores(maps: Tensor, patch: int, by: str = "max", stride: int | None = None) -> Tensor:
+    """Maximum or mean of each patch: (N, H, W) -> (N, rows, columns).
 
-    A cut patch counts with the pixels it has. Raises ValueError for another `by`.
+    Along a side of H pixels, 1 + ceil((H - patch) / stride) patches, one if H < patch; `stride` None: `patch`, no
+    overlap. A cut patch counts with the pixels it has. Raises ValueError for another `by`, or a stride above `patch`.
     """
     check_count("patch", patch)
+    stride = patch if stride is None else stride
+    check_count("stride", stride)
+    if stride > patch:
+        raise ValueError(f"stride: expected at most patch = {patch}, or pixels are left out, got {stride}")
+    size = [min(patch, side) for side in maps.shape[1:]]
     if by == "max":
-        return F.max_pool2d(maps[:, None], patch, patch, ceil_mode=True)[:, 0]
+        return F.max_pool2d(maps[:, None], size, stride, ceil_mode=True)[:, 0]
     if by == "mean":
-        return F.avg_pool2d(maps[:, None], patch, patch, ceil_mode=True, count_include_pad=False)[:, 0]
+        return F.avg_pool2d(maps[:, None], size, stride, ceil_mode=True, count_include_pad=False)[:, 0]
     raise ValueError(f"by: expected 'max' or 'mean', got {by!r}")
 
 
-def rank_patches(maps: Tensor, patch: int, by: str = "max") -> tuple[Tensor, Tensor]:
+def rank_patches(maps: Tensor, patch: int, by: str = "max", stride: int | None = None) -> tuple[Tensor, Tensor]:
     """Scores and row-major grid positions of the patches, highest first: two tensors (N, P)."""
-    scores = patch_scores(check_maps("maps", maps), patch, by).flatten(1)
+    scores = patch_scores(check_maps("maps", maps), patch, by, stride).flatten(1)
     return scores.sort(dim=1, descending=True, stable=True)
 
 
-def topk_hits(maps: Tensor, masks: Tensor, k: int = 10, patch: int = 33, threshold: float | None = None) -> Tensor:
+def topk_hits(
+    maps: Tensor,
+    masks: Tensor,
+    k: int = 10,
+    patch: int = 33,
+    threshold: float | None = None,
+    stride: int | None = None,
+) -> Tensor:
     """(N, k): 1 where the j-th highest patch (score: its maximum) touches the mask, 0 where it does not.
 
-    NaN for an image with an empty mask, and where there is no j-th patch (scoring above `threshold`, if given).
+    NaN for an image with an empty mask, and where there is no j-th patch (scoring above `threshold`, if given). With a
+    `stride` below `patch` a chosen patch may overlap others, none is struck out for it: patches that share a peak score
+    the same, so the finer the stride, the more the k highest crowd around one peak.
     """
-    maps, masks = _check(maps, masks)
+    maps, masks = check_pair(maps, masks)
     check_count("k", k)
-    scores, order = rank_patches(maps, patch)
-    touched = patch_scores(masks.to(maps.dtype), patch).flatten(1)
+    scores, order = rank_patches(maps, patch, stride=stride)
+    touched = patch_scores(masks.to(maps.dtype), patch, stride=stride).flatten(1)
     counted = masks.flatten(1).any(1)[:, None] & (scores > (-float("inf") if threshold is None else threshold))
     hits = touched.gather(1, order).masked_fill(~counted, NAN)[:, :k]
     return F.pad(hits, (0, k - hits.shape[1]), value=NAN)
 
 
-def topk_precision(maps: Tensor, masks: Tensor, k: int = 10, patch: int = 33, threshold: float | None = None) -> Tensor:
+def topk_precision(
+    maps: Tensor,
+    masks: Tensor,
+    k: int = 10,
+    patch: int = 33,
+    threshold: float | None = None,
+    stride: int | None = None,
+) -> Tensor:
     """(k,): for K = 1..k, the share of the K highest patches that touch the mask, over all images pooled.
 
     Arguments and exclusions as in `topk_hits`; NaN where no patch is left (SoftCAM, arXiv 2505.17748).
     """
-    hits = topk_hits(maps, masks, k, patch, threshold)
+    hits = topk_hits(maps, masks, k, patch, threshold, stride)
     return hits.nan_to_num(0).sum(0).cumsum(0) / hits.isfinite().sum(0).cumsum(0)
 
 
-def topk_ceiling(masks: Tensor, k: int = 10, patch: int = 33) -> Tensor:
-    """(k,): the highest `topk_precision` that any map could reach, as an image may have fewer than K lesion patches."""
-    masks = _check_masks(masks)
+def topk_ceiling(masks: Tensor, k: int = 10, patch: int = 33, stride: int | None = None) -> Tensor:
+    """(k,): the highest `topk_precision` that any ranking could reach: an image may have fewer than K lesion patches.
+
+    With overlap no map need reach it, since the scores of overlapping patches depend on each other.
+    """
+    masks = check_masks(masks)
     check_count("k", k)
-    touched = patch_scores(masks.float(), patch).flatten(1)[masks.flatten(1).any(1)]
+    touched = patch_scores(masks.float(), patch, stride=stride).flatten(1)[masks.flatten(1).any(1)]
     asked = torch.arange(1, k + 1, device=masks.device)
     found = touched.sum(1)[:, None].minimum(asked).sum(0)
     return found / (asked.clamp(max=touched.shape[1]) * len(touched))
 
 
-def topk_chance(masks: Tensor, patch: int = 33) -> Tensor:
+def topk_chance(masks: Tensor, patch: int = 33, stride: int | None = None) -> Tensor:
     """(): the `topk_precision` expected of a random ranking: the share of patches that touch a (non-empty) mask."""
-    masks = _check_masks(masks)
-    return patch_scores(masks.float(), patch)[masks.flatten(1).any(1)].mean()
+    masks = check_masks(masks)
+    return patch_scores(masks.float(), patch, stride=stride)[masks.flatten(1).any(1)].mean()
 
 
 def _activation(maps: Tensor) -> Tensor:
@@ -115,14 +144,14 @@ def activation_precision(maps: Tensor, masks: Tensor) -> Tensor:
 
     NaN for an empty mask and for a map that is constant once clipped.
     """
-    maps, masks = _check(maps, masks)
+    maps, masks = check_pair(maps, masks)
     a = _activation(maps)
     return ((a * masks).sum((1, 2)) / a.sum((1, 2))).masked_fill(~masks.flatten(1).any(1), NAN)
 
 
 def activation_sensitivity(maps: Tensor, masks: Tensor) -> Tensor:
     """(N,) in [0, 1]: sum(m a) / sum(m), `a` and NaN as in `activation_precision`."""
-    maps, masks = _check(maps, masks)
+    maps, masks = check_pair(maps, masks)
     return (_activation(maps) * masks).sum((1, 2)) / masks.sum((1, 2))
 
 
@@ -131,7 +160,7 @@ def pompom(z: Tensor, masks: Tensor, eps: float = 1e-6) -> Tensor:
 
     By its formula 0 for a mask that covers all; NaN for an empty mask or an all-zero z (Rio-Torto et al. 2020).
     """
-    z, masks = _check(z, masks, "z")
+    z, masks = check_pair(z, masks, "z")
     if (z < 0).any():
         raise ValueError(f"z: expected values of at least 0, got {z.min()}")
     meaningful, outside = z > 0, ~masks
@@ -139,12 +168,26 @@ def pompom(z: Tensor, masks: Tensor, eps: float = 1e-6) -> Tensor:
     return share.masked_fill(outside.flatten(1).all(1) | ~meaningful.flatten(1).any(1), NAN)
 
 
+def pompom_curve(z: Tensor, masks: Tensor, eps: Sequence[float] = (0, 0.01, 0.05, 0.1, 0.25, 0.5)) -> Tensor:
+    """(N, E) in [0, 1], lower is better: `pompom` with a pixel of meaning above eps instead of above 0.
+
+    It never rises with eps, and is `pompom` itself at eps = 0 (`eps` here is the limit of meaning; that of `pompom`
+    only guards its denominator). NaN for an empty mask, and where no pixel of z is above eps.
+    """
+    z, _ = check_pair(z, masks, "z")
+    if not len(eps):
+        raise ValueError("eps: expected at least one value, got none")
+    if (z < 0).any() or not all(0 <= e < float("inf") for e in eps):
+        raise ValueError(f"z, eps: expected values of at least 0, got {z.min()} and {list(eps)}")
+    return torch.stack([pompom((z > e).to(z.dtype), masks) for e in eps], 1)
+
+
 def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
     """(N,): 1 if the maximum lies in the mask, else 0 (Zhang et al. 2018, without tolerance).
 
     NaN for an empty mask, a constant map, or where some of several equal maxima lie inside and some outside.
     """
-    maps, masks = _check(maps, masks)
+    maps, masks = check_pair(maps, masks)
     peaks = maps == maps.amax((1, 2), keepdim=True)
     inside = (peaks & masks).flatten(1).any(1)
     unclear = peaks.flatten(1).all(1) | (inside & (peaks & ~masks).flatten(1).any(1))

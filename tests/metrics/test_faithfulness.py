@@ -4,7 +4,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as T
 
-from lib.metrics import aopc, deletion_curve, deletion_hits, perturbation_curve
+from lib.metrics.faithfulness import (
+    GRID_STEPS,
+    aopc,
+    aopc_between,
+    deletion_curve,
+    deletion_hits,
+    perturbation_curve,
+    perturbation_grid,
+)
 
 
 def mean_predict(images):
@@ -71,6 +79,68 @@ def test_ties_are_broken_by_position_and_a_sparse_map_loses_one_tile_a_step():
     assert curve[0].tolist() == pytest.approx([17.5 / 36, 0])
 
 
+def test_least_relevant_first_by_hand():
+    curve = perturbation_curve(mean_predict, IMAGE, MAP, ONE, tile=2, steps=5, order="lerf")
+    assert curve[0].tolist() == [value / 4 for value in [1.75, 1.25, 0.25, 0, 0, 0]]
+    constant = [
+        perturbation_curve(mean_predict, IMAGE, MAP * 0, ONE, 2, 5, order=order).tolist() for order in ("morf", "lerf")
+    ]
+    assert constant[0] == constant[1] == [[value / 4 for value in [1.75, 0.75, 0.75, 0.25, 0, 0]]]
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), side=st.integers(1, 9), tile=st.integers(1, 4), scale=st.sampled_from([0.25, 1, 64]))
+def test_least_relevant_first_is_the_other_end_of_the_ranking(seed, side, tile, scale):
+    images = noise(2, 1, side, side, seed=seed)
+    maps = torch.randperm(2 * side * side, generator=torch.Generator().manual_seed(seed)).view(2, side, side).float()
+    maps = maps.repeat_interleave(tile, 1).repeat_interleave(tile, 2)[:, :side, :side]  # no two tiles are equal
+    tiles = (-(-side // tile)) ** 2
+    lerf, flipped, morf = (
+        perturbation_curve(mean_predict, images, heat, ONE.repeat(2), tile, tiles + 2, "black", order=order)
+        for heat, order in ((maps * scale, "lerf"), (-maps, "morf"), (maps, "morf"))
+    )
+    assert lerf.shape == (2, tiles + 3) and torch.equal(lerf, flipped)
+    # What is lost to the k first and to the other tiles adds up to all of the image.
+    assert torch.allclose(lerf[:, : tiles + 1] + morf[:, : tiles + 1].flip(1), lerf[:, :1], atol=1e-5)
+    assert torch.allclose(lerf[:, 0], images.mean((1, 2, 3)))
+
+
+def test_area_between_the_curves():
+    morf, lerf = torch.tensor([[0.8, 0.2, 0.2]]), torch.tensor([[0.8, 0.8, 0.5]])
+    assert torch.allclose(aopc_between(morf, lerf), torch.tensor([[0, 0.6 / 2, 0.9 / 3]]))
+    assert torch.allclose(aopc_between(lerf, morf), -aopc_between(morf, lerf))
+
+
+def test_grid_is_its_curves_with_one_pass_for_the_untouched_images():
+    passes = []
+
+    def predict(images):
+        passes.append(len(images))
+        return mean_predict(images)
+
+    images, maps, targets = noise(3, 1, 16, 16), noise(3, 16, 16, seed=1), torch.tensor([1, 0, 1])
+    kinds, steps = ("black", "uniform", "blur"), {4: 20, 8: 3}
+    grid = perturbation_grid(predict, images, maps, targets, (4, 8), kinds, steps, batch_size=7, seed=5)
+    assert sum(passes) == 3 * (1 + len(kinds) * (16 + 3)) and max(passes) <= 7
+    assert list(grid) == [(tile, kind) for tile in (4, 8) for kind in kinds]
+    for (tile, kind), curve in grid.items():
+        alone = perturbation_curve(mean_predict, images, maps, targets, tile, steps[tile], kind, seed=5)
+        assert torch.allclose(curve, alone, atol=1e-6)
+    lerf = perturbation_grid(mean_predict, images, maps, targets, (8,), ("white",), 4, order="lerf")[8, "white"]
+    assert torch.allclose(lerf, perturbation_curve(mean_predict, images, -maps, targets, 8, 4, "white"), atol=1e-6)
+    assert GRID_STEPS == {4: 100, 8: 100, 16: 49, 32: 49}
+
+
+@pytest.mark.parametrize(("kind", "work"), [("blur", "gaussian_blur"), ("uniform", "rand")])
+def test_what_replaces_tiles_is_worked_out_once(kind, work, monkeypatch):
+    place = T if work == "gaussian_blur" else torch
+    original, calls = getattr(place, work), []
+    images, maps = noise(3, 1, 16, 16), noise(3, 16, 16, seed=1)
+    monkeypatch.setattr(place, work, lambda *a, **k: calls.append(1) or original(*a, **k))
+    perturbation_curve(mean_predict, images, maps, ONE.repeat(3), 4, 16, kind, batch_size=5)
+    assert len(calls) == (3 if kind == "blur" else 1)
+
+
 def slow_curve(image, heat, tile, steps, value):
     """Mean of the image after each step: one tile, one pixel at a time."""
     height, width = len(heat), len(heat[0])
@@ -113,6 +183,16 @@ def test_batch_size_order_and_scale_do_not_matter(perturbation):
     assert torch.allclose(curve(batch_size=1), whole) and torch.allclose(curve(batch_size=13), whole)
     assert torch.allclose(curve(order), whole[order])
     assert torch.allclose(curve(scale=8.0), whole)
+
+
+def test_a_predictor_that_works_in_place_leaves_the_images_as_they_are():
+    def predict(images):
+        return mean_predict(images.clamp_(0, 0.5))
+
+    images, maps = noise(1, 1, 8, 8), noise(1, 8, 8, seed=1)
+    before = images.clone()
+    perturbation_grid(predict, images, maps, ONE, (4, 8), ("black", "uniform", "blur"), 3, batch_size=1)
+    assert torch.equal(images, before)
 
 
 def test_batches_stay_within_batch_size_and_without_gradient():
@@ -178,9 +258,10 @@ def test_deletion_keeps_a_constant_image_unless_filled_with_zero(fill):
         ({"maps": MAP * float("inf")}, "maps: expected finite values, got NaN or infinity in map 0"),
         ({"targets": torch.ones(1)}, r"targets: expected integers of shape \(1,\), got torch.float32"),
         ({"targets": ONE * 2}, "targets: expected 0..1, got 2..2"),
-        ({"tile": 0}, "patch: expected an integer of at least 1, got 0"),
+        ({"tile": 0}, "tile: expected an integer of at least 1, got 0"),
         ({"steps": -1}, "steps: expected an integer of at least 1, got -1"),
         ({"batch_size": 0}, "batch_size: expected an integer of at least 1, got 0"),
+        ({"order": "MoRF"}, "order: expected one of morf, lerf, got 'MoRF'"),
         ({"perturbation": "red"}, "perturbation: expected one of black, white, gray, uniform, blur, got 'red'"),
         ({"predict": lambda x: mean_predict(x) * 9}, "predict: expected probabilities, got"),
         ({"predict": lambda x: x.mean((1, 2, 3))}, r"predict: expected finite values of shape \(64, K\)|\(5, K\)"),
@@ -197,5 +278,15 @@ def test_other_errors():
         deletion_curve(mean_predict, IMAGE, MAP, ONE, fill="black")
     with pytest.raises(ValueError, match=r"labels: expected integers of shape \(1,\)"):
         deletion_curve(mean_predict, IMAGE, MAP, ONE.repeat(2))
+    with pytest.raises(ValueError, match="patch: expected an integer of at least 1, got 0"):
+        deletion_curve(mean_predict, IMAGE, MAP, ONE, patch=0)
     with pytest.raises(ValueError, match=r"curve: expected floats of shape \(\.\.\., steps \+ 1\)"):
         aopc(torch.zeros(3, 0))
+    with pytest.raises(ValueError, match=r"lerf: expected shape \(3, 2\) to match morf, got \(3, 4\)"):
+        aopc_between(torch.zeros(3, 2), torch.zeros(3, 4))
+    with pytest.raises(ValueError, match=r"steps\[2\]: expected an integer of at least 1, got None"):
+        perturbation_grid(mean_predict, IMAGE, MAP, ONE, tiles=(2,))
+    with pytest.raises(
+        ValueError, match="perturbations: expected one of black, white, gray, uniform, blur, got 'mean'"
+    ):
+        perturbation_grid(mean_predict, IMAGE, MAP, ONE, perturbations=("black", "mean"))

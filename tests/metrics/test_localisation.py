@@ -78,24 +78,6 @@ def test_positive_proportion_golden():
     assert torch.equal(metrics.negative_proportion(maps), 1 - share)  # no exact zero in these maps
 
 
-def test_pompom_golden():
-    i = torch.arange(4 * 32 * 32, dtype=torch.float64)
-    phase = GOLDEN["seed"]
-    field = 0.4 + 0.7 * torch.sin(0.7319 * i + phase) * torch.cos(0.0137 * (1 + phase) * i)
-    masks = boxes(GOLDEN["loss_boxes_yxhw"], 32)
-    masks[3] = 1
-    assert metrics.pompom(field.clamp(0, 1).view(4, 32, 32), masks).tolist() == pytest.approx(
-        GOLDEN["pompom"], abs=1e-12
-    )
-
-
-def test_pompom_by_hand():
-    z = torch.tensor([[[0.5, 0.0], [0.1, 0.2]]]).repeat(3, 1, 1)
-    z[2] = 0
-    masks = torch.tensor([[[1, 0], [0, 0]], [[0, 0], [0, 0]], [[1, 0], [0, 0]]])
-    assert metrics.pompom(z, masks, eps=0).tolist() == pytest.approx([2 / 3, NAN, NAN], nan_ok=True)
-
-
 # A 4 x 4 map of four 2 x 2 patches that score 9, 5, 5, 1 in reading order; the mask touches the third.
 MAP = torch.tensor([[[9.0, 0, 0, 5], [0, 0, 0, 0], [5, 0, 0, 1], [0, 0, 0, 0]]])
 MASK = torch.tensor([[[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]])
@@ -184,15 +166,47 @@ def test_proportions_of_zero_map():
     assert metrics.negative_proportion(maps).tolist() == pytest.approx([0.5, NAN], nan_ok=True)
 
 
-def slow_topk(maps, masks, k, patch):
+def test_overlapping_patches_by_hand():
+    # stride 1: patches at columns 0, 1, 2 (the last not cut) score 9, 7, 7
+    maps, masks = torch.tensor([[[9.0, 0, 7, 0], [0, 0, 0, 0]]]), torch.tensor([[[0, 0, 0, 1], [0, 0, 0, 0]]])
+    scores, order = metrics.rank_patches(maps, 2, stride=1)
+    assert (scores.tolist(), order.tolist()) == ([[9, 7, 7]], [[0, 1, 2]])
+    assert metrics.topk_hits(maps, masks, 4, 2, stride=1)[0].tolist() == pytest.approx([0, 0, 1, NAN], nan_ok=True)
+    assert metrics.topk_precision(maps, masks, 3, 2, stride=1).tolist() == pytest.approx([0, 0, 1 / 3])
+    assert metrics.topk_ceiling(masks, 2, 2, stride=1).tolist() == [1, 1 / 2]
+    assert metrics.topk_chance(masks, 2, stride=1).item() == pytest.approx(1 / 3)
+    assert metrics.rank_patches(maps, 5, stride=2)[0].tolist() == [[9]]  # one patch where it exceeds the image
+    # five columns, patches of 3 at columns 0 and 2; of 2 with stride 2 the third, at column 4, is cut
+    line = torch.tensor([[[1.0, 2, 3, 4, 8]]])
+    assert metrics.rank_patches(line, 3, by="mean", stride=2)[0].tolist() == [[5, 2]]
+    assert metrics.rank_patches(line, 2, by="mean", stride=2)[0].tolist() == [[8, 3.5, 1.5]]
+
+
+def test_overlapping_patches_of_the_golden_maps(lesions):
+    maps, masks = lesions
+    sick = torch.tensor(GOLDEN["pred"]) == 1
+    side_by_side = metrics.topk_precision(maps[sick], masks[sick], stride=33)
+    assert rounded(side_by_side) == GOLDEN["topk_nonoverlap_precision_ps33_true_positives"]
+    hits = metrics.topk_hits(maps, masks, stride=8)
+    for chosen in (slice(None), sick):
+        pooled = metrics.topk_precision(maps[chosen], masks[chosen], stride=8)
+        assert torch.allclose(pooled, hits[chosen].mean(0).cumsum(0) / torch.arange(1, 11))
+    best = maps.flatten(1).argmax(1)  # the first patch is the first one on the grid that holds the peak
+    scores, order = metrics.rank_patches(maps, 33, stride=8)
+    assert torch.equal(scores[:, 0], maps.amax((1, 2)))
+    row, column = (((at - 32).clamp(min=0) + 7) // 8 for at in (best // 512, best % 512))
+    assert torch.equal(order[:, 0], row * 61 + column)  # 1 + ceil((512 - 33) / 8) = 61 patches a side
+
+
+def slow_topk(maps, masks, k, patch, stride):
     """The definition again, one patch at a time."""
     shown, hit = [0] * k, [0] * k
     for image, mask in zip(maps.tolist(), masks.tolist(), strict=True):
         if not any(map(any, mask)):
             continue
         found = []
-        for y in range(0, len(image), patch):
-            for x in range(0, len(image[0]), patch):
+        for y in range(0, max(len(image) - patch, 0) + stride, stride):
+            for x in range(0, max(len(image[0]) - patch, 0) + stride, stride):
                 area = [
                     (i, j)
                     for i in range(y, min(y + patch, len(image)))
@@ -207,17 +221,21 @@ def slow_topk(maps, masks, k, patch):
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), patch=st.integers(1, 9), k=st.integers(1, 12), side=st.integers(2, 13))
-def test_topk_against_loops(seed, patch, k, side):
+@given(
+    seed=st.integers(0, 10**6), patch=st.integers(1, 9), k=st.integers(1, 12), side=st.integers(2, 13), data=st.data()
+)
+def test_topk_against_loops(seed, patch, k, side, data):
+    stride = data.draw(st.none() | st.integers(1, patch))
     generator = torch.Generator().manual_seed(seed)
     maps = torch.randint(-3, 4, (4, side, side + 1), generator=generator).double()  # many ties
     masks = (torch.rand(4, side, side + 1, generator=generator) > 0.95).int()
-    expected = slow_topk(maps, masks, k, patch)
-    assert metrics.topk_precision(maps, masks, k, patch).tolist() == pytest.approx(expected, nan_ok=True)
+    expected = slow_topk(maps, masks, k, patch, stride or patch)
+    assert metrics.topk_precision(maps, masks, k, patch, stride=stride).tolist() == pytest.approx(expected, nan_ok=True)
 
 
 PER_IMAGE = [
     lambda a, m: metrics.topk_hits(a, m, 4, 3),
+    lambda a, m: metrics.topk_hits(a, m, 4, 3, stride=2),
     metrics.activation_precision,
     metrics.activation_sensitivity,
     metrics.pointing_game,
@@ -263,6 +281,8 @@ def test_batch_order_chunks_precision_and_scale(metric, seed, power):
         ),
         (lambda: metrics.topk_hits(MAP, MASK, k=0), "k: expected an integer of at least 1, got 0"),
         (lambda: metrics.topk_hits(MAP, MASK, patch=2.0), "patch: expected an integer of at least 1, got 2.0"),
+        (lambda: metrics.topk_hits(MAP, MASK, patch=2, stride=0), "stride: expected an integer of at least 1, got 0"),
+        (lambda: metrics.rank_patches(MAP, 2, stride=3), "stride: expected at most patch = 2, .* got 3"),
         (lambda: metrics.pompom(-MAP, MASK), "z: expected values of at least 0, got -9.0"),
         (lambda: metrics.rank_patches(MAP, 2, by="sum"), "by: expected 'max' or 'mean', got 'sum'"),
         (lambda: metrics.grid_pointing_game(MAP, MAP), "healthy: expected at least 3 maps to fill a 2x2 grid, got 1"),

@@ -1,0 +1,62 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib.metrics.localisation import pompom, pompom_curve
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "reference_metrics.json").read_text())
+NAN = float("nan")
+
+
+def test_pompom_golden():
+    i = torch.arange(4 * 32 * 32, dtype=torch.float64)
+    phase = GOLDEN["seed"]
+    field = 0.4 + 0.7 * torch.sin(0.7319 * i + phase) * torch.cos(0.0137 * (1 + phase) * i)
+    masks = torch.zeros(4, 32, 32)
+    for mask, (y, x, height, width) in zip(masks, GOLDEN["loss_boxes_yxhw"], strict=True):
+        mask[y : y + height, x : x + width] = 1
+    masks[3] = 1
+    assert pompom(field.clamp(0, 1).view(4, 32, 32), masks).tolist() == pytest.approx(GOLDEN["pompom"], abs=1e-12)
+
+
+def test_pompom_by_hand():
+    z = torch.tensor([[[0.5, 0.0], [0.1, 0.2]]]).repeat(3, 1, 1)
+    z[2] = 0
+    masks = torch.tensor([[[1, 0], [0, 0]], [[0, 0], [0, 0]], [[1, 0], [0, 0]]])
+    assert pompom(z, masks, eps=0).tolist() == pytest.approx([2 / 3, NAN, NAN], nan_ok=True)
+
+
+def test_pompom_curve_by_hand():
+    z = torch.tensor([[[0.5, 0.0], [0.1, 0.2]]]).repeat(4, 1, 1)
+    z[2] = 0
+    masks = torch.tensor([[[1, 0], [0, 0]], [[0, 0], [0, 0]], [[1, 0], [0, 0]], [[1, 1], [1, 1]]])
+    curve = pompom_curve(z, masks, eps=[0, 0.15, 0.3, 0.5])
+    assert curve[0].tolist() == pytest.approx([2 / 3, 1 / 3, 0, NAN], nan_ok=True)
+    assert curve[1:3].isnan().all() and curve[3].tolist() == pytest.approx([0, 0, 0, NAN], nan_ok=True)
+    assert curve[:, 0].tolist() == pytest.approx(pompom(z, masks).tolist(), nan_ok=True)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_pompom_curve_never_rises_and_starts_at_pompom(seed):
+    generator = torch.Generator().manual_seed(seed)
+    z = (torch.rand(4, 6, 5, generator=generator) - 0.3).clamp(0)
+    masks = torch.rand(4, 6, 5, generator=generator) > 0.7
+    curve = pompom_curve(z, masks)
+    assert torch.equal(curve[:, 0].nan_to_num(9), pompom(z, masks).nan_to_num(9))
+    steps = curve.diff(dim=1)
+    assert (steps[~steps.isnan()] <= 0).all()
+
+
+def test_errors():
+    z, masks = torch.ones(1, 2, 2), torch.ones(1, 2, 2)
+    with pytest.raises(ValueError, match=r"eps: expected values of at least 0, got 1.0 and \[-0.1\]"):
+        pompom_curve(z, masks, [-0.1])
+    with pytest.raises(ValueError, match=r"eps: expected values of at least 0, got -1.0 and \[0.5\]"):
+        pompom_curve(-z, masks, [0.5])
+    with pytest.raises(ValueError, match="eps: expected at least one value, got none"):
+        pompom_curve(z, masks, [])

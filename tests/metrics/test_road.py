@@ -1,0 +1,192 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib.metrics.road import impute, road
+
+ONE = torch.ones(1, dtype=torch.long)
+
+
+def noise(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def mean_predict(images):
+    """Two classes; the probability of the second is the mean pixel value."""
+    mean = images.mean((1, 2, 3))
+    return torch.stack([1 - mean, mean], 1)
+
+
+class Recorder:
+    """A predictor that keeps what it is shown."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, images):
+        self.seen.append(images)
+        return mean_predict(images)
+
+    def images(self, n):
+        seen = torch.cat(self.seen)
+        return seen.view(n, -1, *seen.shape[1:])
+
+
+def dense_imputation(image, removed):
+    """One equation for each pixel, solved in one piece."""
+    height, width = removed.shape
+    matrix, right = np.eye(height * width), image.reshape(len(image), -1).T.astype(np.float64)
+    for y, x in zip(*removed.nonzero(), strict=True):
+        around = [
+            (v * width + u, 1 / 6 if v == y or u == x else 1 / 12)
+            for v in (y - 1, y, y + 1) for u in (x - 1, x, x + 1)
+            if (v, u) != (y, x) and 0 <= v < height and 0 <= u < width
+        ]  # fmt: skip
+        for place, weight in around:
+            matrix[y * width + x, place] = -weight / sum(weight for _, weight in around)
+        right[y * width + x] = 0
+    return np.linalg.solve(matrix, right).T.reshape(image.shape)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), height=st.integers(1, 9), width=st.integers(1, 9), share=st.floats(0, 1))
+def test_imputation_against_a_dense_solve(seed, height, width, share):
+    image = noise(2, height, width, seed=seed).numpy()
+    removed = noise(height, width, seed=seed + 1).numpy() < share
+    removed[seed % height, seed % width] = False
+    before = image.copy(), removed.copy()
+    found = impute(image, removed)
+    assert found.dtype == np.float64 and np.allclose(found, dense_imputation(image, removed), atol=1e-12)
+    assert np.array_equal(found[:, ~removed], image[:, ~removed])
+    assert found.min() >= image.min() - 1e-6 and found.max() <= image.max() + 1e-6  # a weighted mean
+    assert np.array_equal(image, before[0]) and np.array_equal(removed, before[1])
+
+
+def test_imputation_by_hand():
+    image = np.array([[[1.0, 0.2, 1.0], [0.2, 9.0, 0.2], [1.0, 0.2, 1.0]]])
+    removed = np.zeros((3, 3), dtype=bool)
+    removed[1, 1] = True
+    assert impute(image, removed)[0, 1, 1] == pytest.approx(4 / 6 * 0.2 + 4 / 12 * 1.0)
+    corner = np.zeros((3, 3), dtype=bool)
+    corner[0, 0] = True  # neighbours 0.2, 0.2 and 9 with weights 1/6, 1/6, 1/12
+    assert impute(image, corner)[0, 0, 0] == pytest.approx((0.2 + 0.2 + 9 / 2) / 2.5)
+    line = np.array([[[0.0, 7.0, 7.0, 0.9]]])
+    assert impute(line, line[0] == 7).ravel().tolist() == pytest.approx([0, 0.3, 0.6, 0.9])
+
+
+def test_a_ramp_inside_the_image_is_restored():
+    image = np.linspace(0, 1, 12)[None, None, :].repeat(12, 1)
+    removed = np.zeros((12, 12), dtype=bool)
+    removed[2:10, 3:9] = True
+    assert np.allclose(impute(image, removed), image)
+
+
+@pytest.mark.parametrize("order", ["morf", "lerf"])
+def test_exactly_the_asked_share_is_removed_even_of_a_sparse_map(order):
+    maps = torch.zeros(2, 10, 7)
+    maps[0, 4, 3] = 1.0  # 69 of 70 pixels are equal
+    recorder, images, shares = Recorder(), noise(2, 1, 10, 7), (0.1, 0.25, 0.5, 0.9)
+    road(recorder, images, maps, ONE.repeat(2), shares, order)
+    changed = (recorder.images(2) != images[:, None])[:, :, 0]
+    assert changed.sum((2, 3)).tolist() == [[round(share * 70) for share in shares]] * 2
+    assert changed[0, :, 4, 3].all() if order == "morf" else not changed[0, :, 4, 3].any()
+    assert torch.equal(changed[1].flatten(1).int().argmin(1), changed[1].sum((1, 2)))  # ties go by position
+    assert ((changed[:, 1:] >= changed[:, :-1]).all()) and recorder.images(2).min() >= 0
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), height=st.integers(2, 8), width=st.integers(2, 8))
+def test_against_the_definition(seed, height, width):
+    images, maps = noise(2, 3, height, width, seed=seed), noise(2, height, width, seed=seed + 1) - 0.5
+    found = road(mean_predict, images, maps, ONE.repeat(2), (0.3, 0.7), noise=0)
+    for n in range(2):
+        places = sorted((-maps[n, y, x].item(), y, x) for y in range(height) for x in range(width))
+        for j, share in enumerate((0.3, 0.7)):
+            removed = np.zeros((height, width), dtype=bool)
+            for _, y, x in places[: round(share * height * width)]:
+                removed[y, x] = True
+            expected = dense_imputation(images[n].numpy(), removed).mean()
+            assert found[n, j].item() == pytest.approx(expected, abs=1e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), scale=st.sampled_from([1 / 8, 1.0, 32.0]))
+def test_batch_size_order_and_scale_do_not_matter(seed, scale):
+    images, targets = noise(4, 1, 8, 6, seed=seed), torch.tensor([0, 1, 1, 0])
+    maps = torch.randperm(4 * 48, generator=torch.Generator().manual_seed(seed)).view(4, 8, 6).float() - 90
+
+    def values(order=slice(None), scale=1.0, batch_size=64, ranking="morf"):
+        shares = (0.2, 0.5, 0.8)
+        return road(
+            mean_predict, images[order], maps[order] * scale, targets[order], shares, ranking, batch_size=batch_size
+        )
+
+    whole, order = values(), torch.tensor([3, 0, 2, 1])
+    assert whole.shape == (4, 3)
+    assert torch.allclose(values(batch_size=1), whole) and torch.allclose(values(batch_size=5), whole)
+    assert torch.allclose(values(order), whole[order])
+    assert torch.equal(values(scale=scale), whole)
+    assert torch.equal(values(scale=-1.0, ranking="lerf"), whole)
+
+
+def test_noise_is_small_seeded_by_the_image_and_the_same_for_all_shares():
+    images = torch.full((2, 3, 40, 40), 0.5)
+    images[1, :, 0, 0] = 0.25
+    maps, shares = noise(2, 40, 40, seed=1), (0.25, 0.75)
+
+    def added(**options):
+        recorder = Recorder()
+        road(recorder, images[:1].repeat(2, 1, 1, 1), maps, ONE.repeat(2), shares, **options)
+        return recorder.images(2) - 0.5
+
+    found = added()
+    removed = found[:, :, :1] != 0
+    assert found[0, 1][removed[0, 1].expand(3, -1, -1)].std().item() == pytest.approx(0.01, rel=0.1)
+    assert torch.equal(found[0, 0], found[0, 1] * removed[0, 0])
+    both = removed[0, 1] & removed[1, 1]
+    assert both.any() and torch.equal(found[0, 1] * both, found[1, 1] * both)  # another map, the same image
+    assert torch.equal(added(), found) and not torch.equal(added(seed=1), found)
+    assert added(noise=0.0).abs().max() < 1e-6
+    recorder = Recorder()
+    road(recorder, images, maps[:1].repeat(2, 1, 1), ONE.repeat(2), shares)
+    first, second = recorder.images(2)[:, 1]
+    assert (first - second)[:, 20:, 20:].abs().max() > 0.005  # another image, other noise
+    recorder = Recorder()
+    road(recorder, torch.zeros(1, 1, 8, 8), maps[:1, :8, :8], ONE, noise=0.5)
+    assert recorder.images(1).min() == 0 and 0.9 < recorder.images(1).max() <= 1
+
+
+def test_imputation_happens_once_for_each_image(monkeypatch):
+    calls = []
+    monkeypatch.setitem(road.__globals__, "impute", lambda *arguments: calls.append(1) or impute(*arguments))
+    road(mean_predict, noise(3, 1, 8, 8), noise(3, 8, 8), ONE.repeat(3), batch_size=4)
+    assert len(calls) == 3 * 9
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"shares": (0.5, 1.0)},
+            r"shares: expected shares that remove some of 36 pixels but not all, got \(0.5, 1.0\)",
+        ),
+        ({"shares": (0.001,)}, r"shares: expected shares that remove some of 36 pixels but not all, got \(0.001,\)"),
+        ({"shares": ()}, r"shares: expected shares that remove some of 36 pixels but not all, got \(\)"),
+        ({"order": "random"}, "order: expected one of morf, lerf, got 'random'"),
+        ({"noise": -0.1}, "noise: expected a standard deviation of at least 0, got -0.1"),
+        ({"images": noise(1, 1, 6, 6) - 1}, r"images: expected values in \[0, 1\], got -"),
+        ({"maps": noise(1, 3, 3)}, r"maps: expected shape \(1, 6, 6\) to match images, got \(1, 3, 3\)"),
+        ({"predict": lambda x: mean_predict(x) * 9}, "predict: expected probabilities, got"),
+    ],
+)
+def test_errors(change, message):
+    arguments = {"predict": mean_predict, "images": noise(1, 1, 6, 6), "maps": noise(1, 6, 6), "targets": ONE}
+    with pytest.raises(ValueError, match=message):
+        road(**arguments | change)
+
+
+def test_imputation_needs_one_pixel():
+    with pytest.raises(ValueError, match="removed: expected at least one pixel that is not removed"):
+        impute(np.zeros((1, 3, 3)), np.ones((3, 3), dtype=bool))
