@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models import densenet, efficientnet, resnet, vgg
 
-from lib.models.weights import grey_kernel, imagenet_weights, load_weights, read_checkpoint, stem_and_head
+from lib.models.weights import grey_kernel, load_weights, read_weights, stem_and_head
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2")
 RESNEXTS = ("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d")
@@ -239,11 +239,13 @@ def blackbox(
 
     architecture: a torchvision name, `compact` (two residual stages of `width` and 2 `width` channels, for small
         images) or `vgg-gated` (the VGG of the Explainer-Classifier paper).
-    weights: None (random), "imagenet" (torchvision's default weights) or the path of a `.pth` or `.safetensors` file
-        with torchvision's tensor names. A last layer for another number of classes is left out; all else must fit.
+    weights: None (random), "imagenet" (torchvision's default weights), a name of torchvision's weights as
+        `IMAGENET1K_V2`, or the path of a `.pth` or `.safetensors` file with torchvision's tensor names. A last layer
+        for another number of classes is left out; all else must fit.
     in_channels: other than 3, each kernel of the first layer becomes the sum of its RGB kernels divided by in_channels,
         the same network on a grey image that is repeated in all channels.
-    Raises ValueError for an unknown architecture or weights that do not fit, RuntimeError if they cannot be downloaded.
+    Raises ValueError for an unknown architecture or weights that are damaged or do not fit, FileNotFoundError,
+    RuntimeError if torchvision's weights are neither cached nor can be downloaded.
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
@@ -262,8 +264,7 @@ def blackbox(
         if in_channels != stem.in_channels:
             stem.in_channels, stem.weight = in_channels, nn.Parameter(grey_kernel(stem.weight.detach(), in_channels))
     if weights is not None:
-        state = imagenet_weights(architecture) if weights == "imagenet" else read_checkpoint(weights)
-        load_weights(model, state, f"weights={str(weights)!r} for {architecture}")
+        load_weights(model, read_weights(architecture, weights), f"weights={str(weights)!r} for {architecture}")
     return model
 
 

@@ -1,6 +1,4 @@
 from functools import cache
-from pathlib import Path
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -160,28 +158,6 @@ def test_weights_by_the_older_names_of_densenet(tmp_path):
     assert torch.equal(
         model.features.denseblock2.denselayer3.conv2.weight, source.features.denseblock2.denselayer3.conv2.weight
     )
-
-
-def test_imagenet_weights_without_a_network(monkeypatch, tmp_path):
-    def offline(*args, **kwargs):
-        raise URLError("no network")
-
-    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
-    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
-    with pytest.raises(
-        RuntimeError, match=r"resnet18.*cannot be downloaded .*no network.* put that file at .*resnet18"
-    ) as error:
-        blackbox("resnet18", 2, weights="imagenet")
-    assert str(tmp_path / "checkpoints") in str(error.value)
-
-
-def test_imagenet_weights_from_the_cache(monkeypatch, tmp_path):
-    source = models.resnet18(weights=None)
-    name = Path(models.ResNet18_Weights.DEFAULT.url).name
-    (tmp_path / "checkpoints").mkdir()
-    torch.save(source.state_dict(), tmp_path / "checkpoints" / name)
-    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
-    assert torch.equal(softcam("resnet18", 2, weights="imagenet").features.conv1.weight, source.conv1.weight)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ from torchvision import models
 from lib.models import ARCHITECTURES, blackbox, softcam, to_softcam
 
 CONVERTIBLE = ("resnet18", "resnext50_32x4d", "densenet121", "efficientnet_v2_s", "compact")
+TORCHVISION = ("mobilenet_v2", "shufflenet_v2_x0_5", "regnet_y_400mf", "mnasnet0_5", "efficientnet_b0", "swin_t")
+INCEPTIONS = ("googlenet", "inception_v3")
 
 
 def settle(model: nn.Module) -> nn.Module:
@@ -65,6 +67,67 @@ def test_conversion_takes_torchvisions_own_model_and_leaves_it_alone():
     assert model.classifier.weight.abs().sum() > 0
 
 
+def assert_same_logits(model: nn.Module, x: torch.Tensor) -> None:
+    """To 1e-4 of what tells classes and images apart."""
+    with torch.no_grad():
+        expected, (logits, evidence) = model(x), to_softcam(model)(x)
+    scale = (expected - expected.mean()).abs().max()
+    assert scale > 0
+    assert (logits - expected).abs().max() < 1e-4 * scale
+    torch.testing.assert_close(evidence.mean((2, 3)), logits)
+    assert evidence.shape[2] * evidence.shape[3] > 1
+
+
+@pytest.mark.parametrize("architecture", TORCHVISION)
+def test_conversion_of_torchvisions_other_classifiers(architecture):
+    assert_same_logits(settle(models.get_model(architecture, weights=None, num_classes=3)), torch.rand(2, 3, 64, 64))
+
+
+@pytest.mark.parametrize("architecture", INCEPTIONS)
+@pytest.mark.parametrize("scaled", [True, False])
+def test_conversion_of_inceptions(architecture, scaled):
+    """With auxiliary heads, which only training uses, and with the input scaling of torchvision's own weights."""
+    build = models.get_model_builder(architecture)
+    model = settle(build(weights=None, num_classes=3, aux_logits=True, init_weights=False, transform_input=scaled))
+    assert_same_logits(model, torch.rand(2, 3, 96, 128))
+    converted = to_softcam(model)
+    assert not any("aux" in name.lower() for name, _ in converted.named_modules())
+    assert any(isinstance(module, nn.ReLU) for module in converted.features.modules())
+
+
+def test_conversion_takes_dropout_before_the_linear_layer_and_no_bias():
+    model = models.resnet18(weights=None)
+    model.fc = nn.Sequential(nn.Dropout(0.3), nn.Linear(512, 3, bias=False))
+    assert_same_logits(settle(model), torch.rand(1, 3, 64, 64))
+    assert isinstance(to_softcam(model).head, nn.Dropout)
+    model.fc = nn.Sequential(nn.Linear(512, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(ValueError, match="expected dropout and one linear layer at the end of ResNet, got"):
+        to_softcam(model)
+    model.fc, model.avgpool = nn.Linear(512, 3), nn.AdaptiveMaxPool2d(1)
+    with pytest.raises(ValueError, match="expected average pooling over all positions, got AdaptiveMaxPool2d"):
+        to_softcam(model)
+
+
+@pytest.mark.parametrize(
+    "architecture, reason",
+    [
+        ("vgg11", "VGG .* weigh the positions differently.* train it"),
+        ("alexnet", "AlexNet .* weigh the positions differently, and ReLUs follow$"),
+        ("squeezenet1_0", "SqueezeNet .* a ReLU stands between its class maps and their mean"),
+        ("mobilenet_v3_small", "MobileNetV3 .* a hidden layer with a Hardswish"),
+        ("convnext_tiny", "ConvNeXt .* a layer normalisation stands between pooling"),
+        ("maxvit_t", "MaxVit .* a hidden layer with a tanh"),
+        ("vit_b_16", "VisionTransformer .* the class token"),
+        ("vgg-gated", "PaperVGG .* pools by the maximum"),
+    ],
+)
+def test_conversion_refuses_by_name_and_reason(architecture, reason):
+    with torch.device("meta"):
+        model = blackbox(architecture, 2) if architecture == "vgg-gated" else models.get_model(architecture)
+    with pytest.raises(ValueError, match=rf"blackbox: {reason}"):
+        to_softcam(model)
+
+
 def test_a_fresh_densenet_has_no_final_relu_and_a_converted_one_has():
     assert isinstance(softcam("densenet121", 2).head, nn.Identity)
     assert isinstance(to_softcam(blackbox("densenet121", 2)).head, nn.ReLU)
@@ -114,9 +177,5 @@ def test_refusals():
         softcam("compact", 2, output_stride=16)
     with pytest.raises(ValueError, match="'vgg-gated' ends in a global maximum"):
         softcam("vgg-gated", 2)
-    with torch.device("meta"):
-        vgg = blackbox("vgg16", 2)
-    with pytest.raises(ValueError, match="VGG cannot become a SoftCAM with the same logits"):
-        to_softcam(vgg)
-    with pytest.raises(ValueError, match="blackbox: expected a ResNet, DenseNet, EfficientNet or compact, got Linear"):
+    with pytest.raises(ValueError, match=r"blackbox: expected compact or a torchvision classifier .*, got .*\.Linear"):
         to_softcam(nn.Linear(2, 2))

@@ -1,0 +1,134 @@
+import hashlib
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+from lib.models import blackbox
+from lib.models.weights import load_strict, read_checkpoint, read_weights
+
+
+@pytest.fixture
+def cached(monkeypatch, tmp_path):
+    """A torch cache that holds one file by a name with its true hash, as the default weights of ResNet-18."""
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    state, checkpoints = models.resnet18(weights=None).state_dict(), tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    torch.save(state, checkpoints / "new.pth")
+    digest = hashlib.sha256((checkpoints / "new.pth").read_bytes()).hexdigest()[:8]
+    file = (checkpoints / "new.pth").rename(checkpoints / f"resnet18-{digest}.pth")
+    entry = models.ResNet18_Weights.IMAGENET1K_V1.value
+    monkeypatch.setattr(entry, "url", f"https://example.org/{file.name}")
+    return file, state
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise URLError("no network")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
+
+
+@pytest.mark.parametrize("name", ["imagenet", "DEFAULT", "IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1", "path"])
+def test_cached_weights_by_each_of_their_names(cached, offline, name):
+    file, state = cached
+    read = read_weights("resnet18", file if name == "path" else name)
+    assert all(torch.equal(value, state[key]) for key, value in read.items())
+
+
+def test_a_damaged_file_in_the_cache_is_told_by_its_hash(cached):
+    file, _ = cached
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=rf"weights: .*{file.name} is damaged: its SHA-256 starts with .*; delete it"):
+        read_weights("resnet18", "imagenet")
+
+
+def test_a_download_goes_to_the_cache_and_its_hash_is_asked_for(monkeypatch, tmp_path, cached):
+    file, state = cached
+    content = file.read_bytes()
+    file.unlink()
+    asked = []
+
+    def download(url, target, prefix, progress):
+        asked.append((url, target, prefix))
+        Path(target).write_bytes(content)
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", download)
+    model = blackbox("resnet18", 1000, weights="IMAGENET1K_V1")
+    assert torch.equal(model.fc.weight, state["fc.weight"])
+    assert asked == [(f"https://example.org/{file.name}", str(file), file.stem.removeprefix("resnet18-"))]
+
+
+@pytest.mark.parametrize("weights, file", [("imagenet", "11ad3fa6"), ("ResNet50_Weights.IMAGENET1K_V1", "0676ba61")])
+def test_offline_one_sentence_says_what_is_missing_and_where_it_goes(monkeypatch, tmp_path, offline, weights, file):
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    with pytest.raises(RuntimeError) as error:
+        blackbox("resnet50", 2, weights=weights)
+    message, name = str(error.value), f"resnet50-{file}.pth"
+    assert message.startswith("weights: ResNet50_Weights.IMAGENET1K_V")
+    assert f"https://download.pytorch.org/models/{name} cannot be downloaded" in message
+    assert f"put that file at {tmp_path / 'checkpoints' / name}, or give its path as weights" in message
+    assert "\n" not in message
+    assert error.value.__suppress_context__
+
+
+@pytest.mark.parametrize("wrong", ["IMAGENET1K_V9", "ResNet18_Weights.IMAGENET1K_V1", "resnet50.pth"])
+def test_neither_a_name_nor_a_file(wrong):
+    with pytest.raises(
+        FileNotFoundError, match=rf"expected one of .*ResNet50_Weights.* or the path.* no file at {wrong}"
+    ):
+        read_weights("resnet50", wrong)
+    with pytest.raises(FileNotFoundError, match="expected the path of a file"):
+        read_weights("compact", wrong)
+
+
+def test_mnasnet_is_loaded_as_it_is_today(recwarn):
+    """A state dict without version makes torchvision rebuild MNASNet's first layers."""
+    source, target = (models.mnasnet0_5(weights=None) for _ in range(2))
+    load_strict(target, dict(source.state_dict()))
+    assert target.layers[0].out_channels == source.layers[0].out_channels == 16
+    assert torch.equal(target.layers[0].weight, source.layers[0].weight)
+
+
+def test_all_that_does_not_fit_is_listed():
+    module = nn.Sequential(*(nn.Linear(1, 1) for _ in range(12)))
+    with pytest.raises(ValueError) as error:
+        load_strict(module, {"0.weight": torch.zeros(2, 1), "0.bias": 3.0, 7: torch.zeros(1)}, "file.pt")
+    message = str(error.value)
+    assert message.startswith("file.pt: does not fit Sequential; 22 missing: 1.weight (expected (1, 1)), 1.bias")
+    assert all(f"{i}.bias (expected (1,))" in message for i in range(1, 12))
+    assert "1 unexpected: 7 (found (1,))" in message
+    assert "2 wrong shape: 0.weight (expected (1, 1), got (2, 1)), 0.bias (expected (1,), got float)" in message
+
+
+def test_numpy_scalars_are_plain_data(tmp_path):
+    torch.save({"best_loss": np.float64(0.5), "epoch": np.int64(3), "acc": np.float32(0.25)}, tmp_path / "best.pt")
+    assert read_checkpoint(tmp_path / "best.pt") == {"best_loss": 0.5, "epoch": 3, "acc": 0.25}
+
+
+@pytest.mark.parametrize("cut", [0, 1, 7, 0.5, 0.99])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_file_cut_short_is_told_in_one_sentence(tmp_path, cut, zipped):
+    path = tmp_path / "cut.pt"
+    torch.save({"a": torch.rand(50, 50)}, path, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    path.write_bytes(content[: cut if isinstance(cut, int) else int(cut * len(content))])
+    with pytest.raises(ValueError, match=r"^.*cut\.pt: damaged, cut short, .*\(\d+ bytes\)$"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"<html>not found</html>", b"\x89PNG\r\n\x1a\n" + bytes(60), b"version https://git-lfs"]
+)
+def test_another_kind_of_file_is_told_in_one_sentence(tmp_path, content):
+    for name in ("other.pth", "other.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(
+            ValueError, match=rf"{name}: damaged, cut short, or neither a PyTorch nor a safetensors file"
+        ):
+            read_checkpoint(tmp_path / name)

@@ -1,0 +1,300 @@
+import math
+from copy import deepcopy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lib.explain import explain
+from lib.models import blackbox, explainer_classifier, softcam
+from lib.sanity import (
+    cascading,
+    independent,
+    label_randomisation,
+    layers,
+    parameter_randomisation,
+    similarity,
+    unchanged,
+)
+
+
+def settled(model: nn.Module) -> nn.Module:
+    """A model no parameter or statistic of which has its initial value."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if name.endswith("num_batches_tracked"):
+                value.fill_(7)
+            else:
+                value.copy_(0.3 + 0.2 * torch.rand_like(value))
+    return model
+
+
+MODELS = {
+    "blackbox": lambda: blackbox("compact", 2, width=4),
+    "softcam": lambda: softcam("compact", 2, width=4),
+    "pair": lambda: explainer_classifier("compact", 2, width=4, channels=(4, 8, 8)),
+}
+
+
+@pytest.fixture(params=MODELS)
+def model(request) -> nn.Module:
+    return settled(MODELS[request.param]())
+
+
+def changed(a: nn.Module, b: nn.Module) -> set[str]:
+    other = b.state_dict()
+    return {name for name, value in a.state_dict().items() if not torch.equal(value, other[name])}
+
+
+@pytest.mark.parametrize(
+    "build, groups, expected",
+    [
+        (MODELS["blackbox"], 6, ["fc", "layer2.1", "layer2.0", "layer1.1", "layer1.0", "conv1"]),
+        (MODELS["blackbox"], 2, ["fc", "layer2..conv1"]),
+        (lambda: blackbox("resnet50", 2), 6, ["fc", "layer4", "layer3", "layer2", "layer1", "conv1"]),
+        (lambda: blackbox("resnet50", 2), 4, ["fc", "layer4", "layer3..layer2", "layer1..conv1"]),
+        (
+            lambda: softcam("resnet18", 2),
+            6,
+            ["evidence", *(f"features.layer{i}" for i in (4, 3, 2, 1)), "features.conv1"],
+        ),
+        (lambda: nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.ReLU(), nn.Conv2d(1, 2, 1)), 6, ["3", "0"]),
+    ],
+)
+def test_layers_go_from_the_output_to_the_input(build, groups, expected):
+    with torch.device("meta"):
+        model = build()
+    steps = layers(model, groups)
+    assert list(steps) == expected
+    inside = [id(p) for names in steps.values() for name in names for p in model.get_submodule(name).parameters()]
+    assert sorted(inside) == sorted(map(id, model.parameters()))
+
+
+@pytest.mark.parametrize(
+    "architecture, groups", [("vgg16", 6), ("densenet121", 9), ("efficientnet_v2_s", 2), ("vgg-gated", 11)]
+)
+def test_every_architecture_is_cut_into_as_many_steps(architecture, groups):
+    with torch.device("meta"):
+        pair = explainer_classifier(architecture, 2)
+    steps = layers(pair, groups)
+    assert len(steps) == groups
+    assert sum(len(list(pair.get_submodule(n).parameters())) for names in steps.values() for n in names) == len(
+        list(pair.parameters())
+    )
+
+
+def test_cascading_forgets_more_and_more_until_all_is_forgotten(model):
+    steps, seen = layers(model), set()
+    for (step, copy), (name, modules) in zip(cascading(model), steps.items(), strict=True):
+        assert step == name
+        new = changed(model, copy)
+        assert new == seen | {n for n in model.state_dict() if n.startswith(tuple(f"{m}." for m in modules))}
+        seen = new
+    assert seen == set(model.state_dict())
+
+
+def test_independent_forgets_one_step_alone_with_the_same_values(model):
+    last = list(cascading(model, seed=3))[-1][1].state_dict()
+    for (_, copy), modules in zip(independent(model, seed=3), layers(model).values(), strict=True):
+        new = changed(model, copy)
+        assert new == {n for n in model.state_dict() if n.startswith(tuple(f"{m}." for m in modules))}
+        assert all(torch.equal(copy.state_dict()[name], last[name]) for name in new)
+
+
+def test_original_modes_and_random_state_stay(model):
+    model.train()
+    model.requires_grad_(False)
+    before, state = deepcopy(model), torch.get_rng_state()
+    for _, copy in (*cascading(model), *independent(model)):
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(module.training for module in copy.modules())
+        assert not any(parameter.requires_grad for parameter in copy.parameters())
+    assert not changed(model, before)
+
+
+def test_seeds():
+    model = MODELS["softcam"]()
+    first, again, other = (list(cascading(model, seed=seed))[-1][1] for seed in (0, 0, 1))
+    assert not changed(first, again)
+    assert "features.conv1.weight" in changed(first, other)
+
+
+def test_new_values_are_those_of_a_start():
+    copy = list(cascading(settled(blackbox("resnet18", 2)), groups=2))[-1][1]
+    weight = copy.layer4[1].conv1.weight
+    assert weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)
+    assert abs(weight.mean().item()) < 1e-4
+    norm = copy.layer4[1].bn1
+    assert [norm.weight.unique().item(), norm.bias.unique().item()] == [1, 0]
+    assert [norm.running_mean.unique().item(), norm.running_var.unique().item(), norm.num_batches_tracked] == [0, 1, 0]
+    pair = list(cascading(settled(MODELS["pair"]())))[-1][1]
+    assert pair.explainer.bn.bias.item() == 3
+    assert pair.explainer.project.weight.std() < 0.01
+    assert pair.explainer(torch.rand(2, 3, 32, 32)).flatten(1).std(1).min() > 0
+
+
+class Scale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.arange(6.0).reshape(2, 3))
+
+    def forward(self, x):
+        return x * self.scale
+
+
+def test_parameters_without_a_start_are_permuted_and_stray_ones_refused():
+    model = nn.Sequential(Scale(), nn.Linear(3, 2))
+    scale = list(cascading(model))[-1][1][0].scale
+    assert not torch.equal(scale, model[0].scale)
+    assert torch.equal(scale.flatten().sort().values, torch.arange(6.0))
+    model.stray = nn.Parameter(torch.zeros(1))
+    with pytest.raises(ValueError, match="model: expected all parameters in layers, got stray outside of them"):
+        layers(model)
+
+
+def test_similarity_by_hand():
+    a = torch.arange(64.0).reshape(1, 8, 8)
+    same, reverse = similarity(a, 3 * a + 1), similarity(a, -a)
+    assert [same[key].item() for key in same] == pytest.approx([1, 1, 1])
+    assert reverse["spearman"].item() == pytest.approx(-1)
+    assert reverse["spearman_abs"].item() == pytest.approx(1)
+    assert reverse["ssim"].item() < 0
+    spike = torch.eye(64).reshape(64, 8, 8)  # one pixel stands out, at another place: ranks 64 and 63 x 32
+    assert similarity(spike[:1], spike[1:2])["spearman"].item() == pytest.approx(-1 / 63)
+
+
+def slow_spearman(a: list[float], b: list[float]) -> float:
+    def ranks(values):
+        return [sum(w < v for w in values) + (sum(w == v for w in values) + 1) / 2 for v in values]
+
+    x, y = ranks(a), ranks(b)
+    mean = (len(a) + 1) / 2
+    product = sum((p - mean) * (q - mean) for p, q in zip(x, y, strict=True))
+    return product / math.sqrt(sum((p - mean) ** 2 for p in x) * sum((q - mean) ** 2 for q in y))
+
+
+def slow_ssim(a, b, window: int) -> float:
+    def scaled(m):
+        low, high = min(map(min, m)), max(map(max, m))
+        return [[(v - low) / (high - low) for v in row] for row in m]
+
+    a, b, half = scaled(a), scaled(b), window // 2
+    gauss = [[math.exp(-((i - half) ** 2 + (j - half) ** 2) / 4.5) for j in range(window)] for i in range(window)]
+    total, values = sum(map(sum, gauss)), []
+    for top in range(len(a) - window + 1):
+        for left in range(len(a[0]) - window + 1):
+            cells = [
+                (gauss[i][j] / total, a[top + i][left + j], b[top + i][left + j])
+                for i in range(window)
+                for j in range(window)
+            ]
+            ma, mb = sum(w * x for w, x, _ in cells), sum(w * y for w, _, y in cells)
+            va, vb = sum(w * (x - ma) ** 2 for w, x, _ in cells), sum(w * (y - mb) ** 2 for w, _, y in cells)
+            cov = sum(w * (x - ma) * (y - mb) for w, x, y in cells)
+            values.append((2 * ma * mb + 1e-4) * (2 * cov + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4)))
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("shape, window", [((2, 8, 9), 7), ((2, 12, 14), 11)])
+def test_similarity_restated_slowly(shape, window):
+    a = torch.randn(shape)
+    b = (0.5 * a + torch.randn(shape)).mul(4).round()  # with ties
+    got = similarity(a, b)
+    for i, (x, y) in enumerate(zip(a.double(), b.double(), strict=True)):
+        for key, p, q in (("spearman", x, y), ("spearman_abs", x.abs(), y.abs())):
+            assert got[key][i].item() == pytest.approx(slow_spearman(p.flatten().tolist(), q.flatten().tolist()))
+        assert got["ssim"][i].item() == pytest.approx(slow_ssim(x.tolist(), y.tolist(), window))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.floats(0.1, 10), st.floats(-5, 5))
+def test_similarity_is_symmetric_bounded_and_blind_to_scale(seed, scale, shift):
+    generator = torch.Generator().manual_seed(seed)
+    a, b = torch.randn(2, 3, 9, 8, generator=generator, dtype=torch.float64)
+    got, swapped, moved = similarity(a, b), similarity(b, a), similarity(scale * a + shift, b)
+    for key, values in got.items():
+        torch.testing.assert_close(values, swapped[key])
+        assert (values.abs() <= 1 + 1e-9).all()
+        if key != "spearman_abs":
+            torch.testing.assert_close(values, moved[key])
+    torch.testing.assert_close(got["ssim"][1:], similarity(a[1:], b[1:])["ssim"])
+
+
+def test_constant_maps_are_undefined():
+    a = torch.rand(3, 8, 8)
+    b = torch.stack([a[0], torch.full((8, 8), 0.1), (a[2] > 0.5) * 2.0 - 1])
+    got = similarity(a, b)
+    assert got["spearman"].isnan().tolist() == got["ssim"].isnan().tolist() == [False, True, False]
+    assert got["spearman_abs"].isnan().tolist() == [False, True, True]
+    assert similarity(b, a)["ssim"].isnan().tolist() == [False, True, False]
+
+
+def test_arguments_are_checked():
+    a = torch.rand(2, 8, 8)
+    with pytest.raises(ValueError, match=r"b: expected shape \(2, 8, 8\) to match a, got \(1, 8, 8\)"):
+        similarity(a, a[:1])
+    with pytest.raises(ValueError, match="b: expected finite values"):
+        similarity(a, a / 0)
+    with pytest.raises(ValueError, match=r"a: expected maps of at least 7x7, got \(8, 6\)"):
+        similarity(a[:, :, :6], a[:, :, :6])
+    with pytest.raises(ValueError, match="mode: expected 'cascading' or 'independent', got 'both'"):
+        parameter_randomisation(lambda _: a, MODELS["blackbox"](), mode="both")
+    with pytest.raises(ValueError, match="groups: expected at least 2, of at least 2 layers, got 1 of 6"):
+        layers(MODELS["blackbox"](), groups=1)
+
+
+IMAGES, TARGETS = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(2)), torch.tensor([0, 1, 0, 1])
+
+
+def edges(_: nn.Module) -> torch.Tensor:
+    grey = IMAGES.mean(1)
+    return (grey - grey.roll(1, 1)).abs() + (grey - grey.roll(1, 2)).abs()
+
+
+@pytest.mark.parametrize("mode", ["cascading", "independent"])
+def test_maps_that_ignore_the_model_are_marked(mode):
+    model = MODELS["blackbox"]()
+    for maps in (edges, lambda model: explain("random", model, IMAGES, TARGETS)):
+        result = parameter_randomisation(maps, model, mode, groups=3)
+        assert list(result) == list(layers(model, 3))
+        assert unchanged(result) is True
+        assert all(values.shape == (4,) and values.allclose(torch.ones(4).double()) for values in result["fc"].values())
+
+
+@pytest.mark.parametrize(
+    "kind, method", [("blackbox", "gradcam"), ("softcam", "evidence"), ("pair", "explainer"), ("pair", "saliency")]
+)
+def test_maps_of_the_model_are_not(kind, method):
+    torch.manual_seed(0)
+    result = parameter_randomisation(lambda model: explain(method, model, IMAGES, TARGETS), MODELS[kind](), groups=4)
+    assert unchanged(result) is False
+    last = list(result.values())[-1]
+    assert last["spearman"].nanmean() < 0.5
+    if method == "explainer":  # the classifier has no part in the heatmap
+        for values, (step, modules) in zip(result.values(), layers(MODELS[kind](), 4).items(), strict=True):
+            same = not any(module.startswith("explainer") for module in modules)
+            assert (values["ssim"].min().item() > 0.999) == same, step
+
+
+def step(*values: float) -> dict[str, torch.Tensor]:
+    return {"spearman": torch.tensor(values), "spearman_abs": torch.tensor(values) / 2}
+
+
+def test_unchanged_by_hand():
+    nan = float("nan")
+    assert unchanged({"fc": step(0.9, 0.7), "conv1": step(0.4, 0.62)}) is True
+    assert unchanged({"fc": step(0.9, 0.7), "conv1": step(0.4, 0.58)}) is False
+    assert not unchanged({"conv1": step(0.62)}, threshold=0.7)
+    assert unchanged({"fc": step(0.9, nan), "conv1": step(nan, nan)}) is False
+    assert unchanged({"fc": step(nan, 0.9), "conv1": step(0.6, nan)}) is True
+    assert unchanged({"fc": step(nan), "conv1": step(nan)}) is None
+
+
+def test_label_randomisation_compares_two_models():
+    a, b = torch.rand(2, 5, 16, 16)
+    assert all(torch.equal(value, similarity(a, b)[key]) for key, value in label_randomisation(a, b).items())
+    assert unchanged({"labels": label_randomisation(a, a)}) is True
+    assert unchanged({"labels": label_randomisation(a, b)}) is False
