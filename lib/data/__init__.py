@@ -8,6 +8,8 @@ __all__ = [
     "Description",
     "ImageDataset",
     "augmentation",
+    "build_manifest",
+    "ensure_manifest",
     "generate",
     "load_description",
     "load_manifest",
@@ -19,9 +21,13 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """Import `generate` and `prepare` when first asked for, so that `python -m lib.data.generation` loads it once."""
+    """Import generators and readers when first asked for, so that `python -m lib.data.generation` loads it once."""
     if name in ("generate", "prepare"):
         from lib.data import generation
 
         return getattr(generation, name)
+    if name in ("build_manifest", "ensure_manifest"):
+        from lib.data import sources
+
+        return getattr(sources, name)
     raise AttributeError(f"module 'lib.data' has no attribute {name!r}")

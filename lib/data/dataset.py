@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from lib.data.manifest import box_mask, parse_boxes, read_image
+from lib.data.manifest import box_mask, parse_boxes, read_image, read_mask
 
 
 class ImageDataset(Dataset):
@@ -60,9 +60,7 @@ class ImageDataset(Dataset):
         pixels = read_image(self.root / row["image"])
         height, width = pixels.shape[:2]
         if row["mask"]:
-            mask = read_image(self.root / row["mask"])
-            mask = mask > (127 if mask.max() > 1 else 0)  # 0 and 255, or 0 and 1
-            mask = mask.any(2) if mask.ndim == 3 else mask
+            mask = read_mask(self.root / row["mask"])
             if mask.shape != (height, width):
                 raise ValueError(f"{row['mask']}: expected shape {(height, width)} of its image, got {mask.shape}")
         else:

@@ -21,6 +21,7 @@ from lib.data.manifest import (
     MANIFESTS,
     SPLITS,
     data_root,
+    how_to_get,
     load_description,
     load_manifest,
     pixel_hash,
@@ -61,9 +62,12 @@ def prepare(name: str | Path, limit: dict[str, int] | None = None, root: str | P
     frame = frame[number < most]
     lacking = [row for row in frame.itertuples() if not all((folder / p).is_file() for p in (row.image, row.mask) if p)]
     if lacking and description.generator is None:
+        way = (
+            how_to_get(name, root) if description.source else f"to be had from {description.homepage or 'their owner'}"
+        )
         raise FileNotFoundError(
             f"data set {description.name!r}: {len(lacking)} images missing, the first {lacking[0].image}; "
-            f"expected in {folder}; to be had from {description.homepage or 'their owner'}"
+            f"expected in {folder}; {way}"
         )
     if lacking:
         made = dict(description.generator)

@@ -27,7 +27,8 @@ class Description(BaseModel):
     """What a data set is, as its YAML says; mean and std are per channel of images in [0, 1], patch in pixels.
 
     generator, of synthetic sets: a `seed`, and whatever the generator's own parameters are; `generator` names the
-    generator where the data set is not called after it.
+    generator where the data set is not called after it. source, of published sets: the reader in lib.data.sources that
+    builds the manifest, with the `target` (which label) and the `options` that it is given.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -48,6 +49,9 @@ class Description(BaseModel):
     patch: PositiveInt
     root: str | None = None
     generator: dict[str, Any] | None = None
+    source: str | None = None
+    target: str | None = None
+    options: dict[str, Any] = {}
 
 
 def _yaml_path(name: str | Path) -> Path:
@@ -59,7 +63,8 @@ def load_description(name: str | Path) -> Description:
     """Read and check a data set's YAML; `name` is one of data_manifests/ or the path of a YAML of one's own."""
     path = _yaml_path(name)
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in MANIFESTS.glob("*.yaml")))
+        cards = sorted(MANIFESTS.glob("*.yaml"), key=lambda card: (not card.with_suffix(".csv").is_file(), card.stem))
+        known = ", ".join(card.stem for card in cards)
         raise FileNotFoundError(f"data set {str(name)!r}: no {path}; expected one of {known}, or the path of a YAML")
     try:
         description = Description.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -84,28 +89,45 @@ def data_root(name: str | Path, root: str | Path | None = None) -> Path:
 
 
 def manifest_path(name: str | Path, root: str | Path | None = None) -> Path:
-    """The CSV beside the YAML, or else `manifest.csv` in the data set's root (published sets)."""
-    beside = _yaml_path(name).with_suffix(".csv")
-    return beside if beside.is_file() else data_root(name, root) / "manifest.csv"
+    """The CSV beside the YAML, or in the root `manifest.csv`, `manifest_NAME.csv` of a source's further tasks."""
+    beside, description = _yaml_path(name).with_suffix(".csv"), load_description(name)
+    main = description.source in (None, "folder", description.name)
+    file = "manifest.csv" if main else f"manifest_{description.name}.csv"
+    return beside if beside.is_file() else data_root(name, root) / file
 
 
 def load_manifest(name: str | Path, split: str | None = None, root: str | Path | None = None) -> pd.DataFrame:
     """Rows of a data set's checked manifest, of one split or of all; attrs hold `name` and `root` (absolute).
 
     Raises FileNotFoundError without a CSV, and ValueError with every problem (at most 20) as file, line, column, value.
+    The rows of a built manifest are counted against its own record (the JSON beside it), since rows may be dropped.
     """
     if split is not None and split not in SPLITS:
         raise ValueError(f"split: expected one of {SPLITS}, got {split!r}")
     description, path, folder = load_description(name), manifest_path(name, root), data_root(name, root)
+    if not path.is_file() and description.source:
+        raise FileNotFoundError(f"data set {description.name!r}: no manifest {path}; {how_to_get(name, root)}")
     if not path.is_file():
         raise FileNotFoundError(
             f"data set {description.name!r}: no manifest {path}, a row per image with the columns {', '.join(COLUMNS)}"
         )
     raw = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False).fillna("")
+    if description.source and (record := path.with_suffix(".json")).is_file():
+        counts = json.loads(record.read_text(encoding="utf-8"))["counts"]
+        description = description.model_copy(update={"counts": counts})
     frame = check_manifest(raw, description, path)
     frame = frame if split is None else frame[frame["split"] == split].reset_index(drop=True)
     frame.attrs.update(name=description.name, root=str(folder))
     return frame
+
+
+def how_to_get(name: str | Path, root: str | Path | None = None) -> str:
+    """Where a published data set is to be had, and the command that builds its manifest."""
+    description, folder = load_description(name), data_root(name, root)
+    return (
+        f"get the data from {description.homepage or 'their owner'}, lay them out in {folder} as docs/data.md says, "
+        f"and run: python -m lib.data.sources {name} {folder}"
+    )
 
 
 def write_manifest(frame: pd.DataFrame, path: str | Path) -> None:
@@ -221,6 +243,13 @@ def read_image(path: str | Path) -> np.ndarray:
             raise ValueError(f"{path}: expected an 8-bit grey or colour image, got mode {image.mode!r}")
         mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
         return np.array(image.convert(mode))
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """Boolean (H, W): True in the annotated region, of a mask of 0 and 255 (with noise, of a JPEG), or of 0 and 1."""
+    mask = read_image(path)
+    mask = mask > (127 if mask.max() > 1 else 0)
+    return mask.any(2) if mask.ndim == 3 else mask
 
 
 def pixel_hash(pixels: np.ndarray) -> str:

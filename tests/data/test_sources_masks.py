@@ -1,0 +1,127 @@
+"""IDRiD, ImagenetHVZ and NIH-NCI: joined masks, published splits, VOC boxes, Excel sheets."""
+
+import json
+import struct
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.model_selection import train_test_split
+from source_trees import biff2, build, write
+
+from lib.data import read_image
+from lib.data.sources import BadData, nih_nci
+from lib.data.sources.imagenet_hvz import voc_boxes
+
+
+def test_idrid_joins_the_lesions_that_are_asked_for(tmp_path):
+    base, names = tmp_path / "A. Segmentation", ("1. Microaneurysms", "2. Haemorrhages", "5. Optic Disc")
+    write(base / "1. Original Images/a. Training Set/IDRiD_01.jpg", 1, (12, 8))
+    write(base / "1. Original Images/b. Testing Set/IDRiD_55.jpg", 2, (12, 8))
+    for i, (folder, kind) in enumerate(zip(names, ("MA", "HE", "OD"), strict=True)):
+        path = base / f"2. All Segmentation Groundtruths/a. Training Set/{folder}/IDRiD_01_{kind}.tif"
+        path.parent.mkdir(parents=True)
+        mask = np.zeros((8, 12), np.uint8)
+        mask[i, i] = 76  # the value in the published files
+        Image.fromarray(mask).save(path)
+    frame = build("idrid", tmp_path, crop=False)
+    assert frame["split"].tolist() == ["test"] * 2 and frame["label"].tolist() == [1, 1]
+    assert frame["patient"].tolist() == ["IDRiD_01", "IDRiD_55"] and frame["mask"][1] == ""
+    assert np.argwhere(read_image(tmp_path / frame["mask"][0]) == 255).tolist() == [[0, 0], [1, 1]]
+    one = build("idrid", tmp_path, crop=False, lesions=["HE"])
+    assert np.argwhere(read_image(tmp_path / one["mask"][0])).tolist() == [[1, 1]]
+    again = build("idrid", tmp_path, crop=False)
+    assert np.argwhere(read_image(tmp_path / again["mask"][0])).tolist() == [[0, 0], [1, 1]]
+    assert build("idrid", tmp_path)[["width", "height"]].to_numpy().tolist() == [[512, 512]] * 2
+    with pytest.raises(ValueError, match="lesions: expected some of MA, HE, EX, SE, got"):
+        build("idrid", tmp_path, lesions=["OD"])
+
+
+VOC = """<annotation><size><width>32</width><height>16</height><depth>3</depth></size><object><name>n02391049</name>
+<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object></annotation>"""
+
+
+def test_imagenet_hvz_has_the_published_split_masks_and_boxes(tmp_path):
+    labels = ["horse", "zebra"] * 20
+    names = [f"n0{2374451 if label == 'horse' else 2391049}_{i}.JPEG" for i, label in enumerate(labels)]
+    pd.DataFrame({"imageID": names, "label": labels}).to_csv(tmp_path / "data.csv", index=False)
+    for i, (name, label) in enumerate(zip(names, labels, strict=True)):
+        write(tmp_path / f"images/{label}/{name}", i)
+    mask = np.zeros((16, 16), np.uint8)
+    mask[4:12, 4:12] = 255
+    (tmp_path / "masks/horse").mkdir(parents=True)
+    Image.fromarray(mask).save(tmp_path / f"masks/horse/{names[0][:-5]}_mask.JPEG")
+    (tmp_path / "annotations/n02391049").mkdir(parents=True)
+    (tmp_path / f"annotations/n02391049/{names[1][:-5]}.xml").write_text(VOC.format(1, 3, 16, 16))
+    frame = build("imagenet_hvz", tmp_path)
+    # the published split, as scikit-learn draws it from the rows
+    y, rows = np.array([label == "zebra" for label in labels]).astype(int), np.arange(40)
+    rest, test, *_ = train_test_split(rows, y, test_size=0.149, stratify=y, random_state=6)
+    rest = rows[np.isin(rows, rest)]
+    train, val, *_ = train_test_split(rest, y[rest], test_size=0.2, stratify=y[rest], random_state=6)
+    found = {split: set(frame.index[frame["split"] == split]) for split in ("train", "val", "test")}
+    assert found == {"train": set(train), "val": set(val), "test": set(test)}
+    assert frame["label"].tolist() == y.tolist()
+    assert frame["mask"][0] == f"masks/horse/{names[0][:-5]}_mask.JPEG"
+    assert json.loads(frame["boxes"][1]) == [[0.0, 2.0, 8.0, 14.0]]
+    (tmp_path / f"annotations/n02391049/{names[1][:-5]}.xml").write_text(VOC.format(1, 3, 40, 16))
+    (tmp_path / f"annotations/n02391049/{names[3][:-5]}.xml").write_text("<annotation><object>")
+    table = pd.read_csv(tmp_path / "data.csv")
+    table.loc[5, "label"] = "donkey"
+    table.to_csv(tmp_path / "data.csv", index=False)
+    with pytest.raises(BadData) as error:
+        build("imagenet_hvz", tmp_path)
+    found = "\n".join(error.value.table["what"])
+    assert "box [0.0, 2.0, 40.0, 14.0] outside the image" in found and "not a Pascal VOC annotation" in found
+    assert "unknown label: 'donkey', expected horse or zebra" in found
+
+
+def test_voc_boxes_count_from_one_and_forgive_zero(tmp_path):
+    (tmp_path / "a.xml").write_text(VOC.format(0, 1, 10, 5))
+    assert voc_boxes(tmp_path / "a.xml") == ([[0.0, 0.0, 10.0, 5.0]], (32, 16))
+
+
+def test_nih_nci_reads_row_five_splits_by_patient_and_leaves_missing_grades_out(tmp_path):
+    number, expected = 0, {}
+    for study in nih_nci.STUDIES:
+        head = ["GG_IMAGE_ID", "GG_PATIENT_ID", "WRST_HIST_AFTER", "AGE_GRP", "HPV_STATUS"]
+        cells = [["Covariate data"], [], [study], [], head]
+        (tmp_path / "data" / study).mkdir(parents=True)
+        for patient in range(20):
+            for visit in range(2):
+                grade = (patient + visit) % 4
+                cells.append([f"{study}_{number}.tif", f"{patient}", grade, "-1", "."])
+                expected[f"data/{study}/{study}_{number}.jpg"] = int(grade > 1)
+                write(tmp_path / f"data/{study}/{study}_{number}.jpg", number)
+                number += 1
+        cells += [[f"{study}_x{value}.tif", "99", value, "3", "1"] for value in (".", "-1", "-2")]
+        (tmp_path / f"data/{study}/covariate_data.xls").write_bytes(biff2(cells))
+    write(tmp_path / "data/CVT/CVT_80_mask.jpg", 999)
+    frame = build("nih_nci", tmp_path)
+    assert dict(zip(frame["image"], frame["label"], strict=True)) == expected
+    assert frame.groupby("patient")["split"].nunique().max() == 1 and frame["patient"].nunique() == 80
+    patients = frame.groupby("patient")["split"].first().value_counts().to_dict()
+    assert patients == {"train": 60, "val": 16, "test": 4}
+    assert frame.set_index("image").loc["data/CVT/CVT_80.jpg", "mask"] == "data/CVT/CVT_80_mask.jpg"
+    assert json.loads((tmp_path / "manifest.json").read_text())["left_out"] == 12
+
+
+def test_nih_nci_columns_and_grades():
+    sheet = pd.DataFrame(
+        {" GG_IMAGE_ID": ["a.tif"], "GG_PATIENT_ID": [" 7 "], "WRST_HIST_AFTER": [2], "AGE_GRP": ["."]}
+    )
+    row = nih_nci.study_rows(sheet, "ALTS/covariate_data.xls").iloc[0].to_dict()
+    assert row == {"image": "a.tif", "patient": "7", "histology": "2", "row": "ALTS/covariate_data.xls row 6"}
+    with pytest.raises(ValueError, match="no column 'GG_IMAGE_ID' in row 5; expected GG_IMAGE_ID, GG_PATIENT_ID"):
+        nih_nci.study_rows(sheet.drop(columns=" GG_IMAGE_ID"), "x.xls")
+
+
+def test_nih_nci_sheets_hold_numbers_as_text(tmp_path):
+    number = struct.pack("<HHHH3xd", 0x0003, 15, 5, 0, 3.0)  # a NUMBER record in row 6
+    sheet = biff2([[], [], [], [], ["WRST_HIST_AFTER"]])
+    (tmp_path / "a.xls").write_bytes(sheet[:-4] + number + sheet[-4:])
+    assert nih_nci.read_sheet(tmp_path / "a.xls").to_dict("list") == {"WRST_HIST_AFTER": ["3"]}
+    (tmp_path / "b.xls").write_bytes(biff2([["GG_IMAGE_ID"]]))
+    with pytest.raises(ValueError, match="expected the header in row 5, got 1 rows"):
+        nih_nci.read_sheet(tmp_path / "b.xls")
