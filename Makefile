@@ -4,6 +4,8 @@ VENV   ?= .venv
 CORES  ?= $(shell getconf _NPROCESSORS_ONLN)
 SEEDS  ?= 1
 PYTEST ?=
+RECIPES ?= notebooks/recipes/paper
+BATCH  ?=
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export JUPYTER_PREFER_ENV_PATH = 1
@@ -12,7 +14,7 @@ export OMP_WAIT_POLICY = passive
 SNAKEMAKE = snakemake --cores $(CORES) --rerun-incomplete --nolock --quiet rules host --config seeds=$(SEEDS)
 SMOKE     = recipes=notebooks/recipes/smoke runs=runs/smoke
 
-.PHONY: figures smoke test lint lab clean
+.PHONY: figures smoke test lint lab check-recipes bench clean
 
 figures: $(VENV)/.installed
 	$(SNAKEMAKE)
@@ -31,6 +33,13 @@ lint: $(VENV)/.installed
 
 lab: $(VENV)/.installed
 	jupyter lab --notebook-dir notebooks
+
+check-recipes: $(VENV)/.installed
+	python -m lib.dry_run $(if $(BATCH),--batch $(BATCH)) $(RECIPES)
+
+bench: $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet -e '.[bench]'
+	OMP_NUM_THREADS=1 python -m benchmarks
 
 clean:
 	rm -rf runs datasets $(VENV) .snakemake

@@ -15,11 +15,23 @@ RECIPES = Path(config.get("recipes", "notebooks/recipes"))
 RUNS = config.get("runs", "runs")
 SEEDS = range(int(config.get("seeds", 1)))
 recipes = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(RECIPES.glob("*.yaml"))}
+source = {name: RECIPES / f"{name}.yaml" for name in recipes}
+change = {name: {} for name in recipes}  # what a point of a sweep changes in its base recipe
+for path in sorted(RECIPES.glob("sweeps/*.yaml")):
+    sweep = yaml.safe_load(path.read_text())
+    if f"_{sweep['parameter']}_" not in f"_{path.stem}_":  # by which 05_figures knows what was swept
+        raise ValueError(f"{path}: expected the parameter's name, {sweep['parameter']}, in the file's")
+    for value in sweep["values"]:
+        name = f"{path.stem}-{value:g}"  # such as softcam_l1-0.0001
+        change[name] = {**sweep.get("set", {}), "name": name, sweep["parameter"]: value}
+        source[name] = source[sweep["base"]]
+        recipes[name] = {**recipes[sweep["base"]], **change[name]}
+points = [name for name in recipes if change[name]]
 for name, recipe in recipes.items():
     if recipe.get("name") != name:
-        raise ValueError(f"{RECIPES / name}.yaml: name: expected {name!r} as the file is called, got {recipe.get('name')!r}")
+        raise ValueError(f"{source[name]}: name: expected {name!r} as the file is called, got {recipe.get('name')!r}")
     if recipe.get("twin") and recipe["twin"] not in recipes:
-        raise ValueError(f"{RECIPES / name}.yaml: twin: no recipe {recipe['twin']!r} in {RECIPES}")
+        raise ValueError(f"{source[name]}: twin: no recipe {recipe['twin']!r} in {RECIPES}")
     dataset = str(recipe.get("dataset", "shapes"))
     recipe["card"] = Path(dataset) if dataset.endswith((".yaml", ".yml")) else Path(f"data_manifests/{dataset}.yaml")
     recipe["data"] = yaml.safe_load(recipe["card"].read_text())["name"]
@@ -27,8 +39,14 @@ first = {recipe["data"]: name for name, recipe in reversed(recipes.items())}  # 
 
 CORES = workflow.cores or 2  # none on a cluster, where `--set-threads` decides
 PAPERMILL = "papermill --kernel python3 --no-progress-bar --start-timeout 180 "
-DATA_CODE = [*map(str, Path("lib/data").glob("*.py"))]
-TRAIN_CODE = ["lib/recipe.py", "lib/runs.py", "lib/training.py", "lib/optimisation.py", "lib/losses.py", *map(str, Path("lib/models").glob("*.py"))]
+
+
+def python(folder):
+    return sorted(map(str, Path(folder).rglob("*.py")))
+
+
+DATA_CODE = python("lib/data")
+TRAIN_CODE = ["lib/recipe.py", "lib/runs.py", "lib/training.py", "lib/objective.py", "lib/optimisation.py", "lib/selection.py", "lib/losses.py", *python("lib/models")]
 
 
 def suffix(seed):
@@ -54,8 +72,8 @@ wildcard_constraints:
 
 rule figures:
     input:
-        metrics=[f"{RUNS}/{name}{suffix(seed)}/metrics.json" for name in recipes for seed in SEEDS],
-        code=["notebooks/05_figures.ipynb", "lib/plots.py", "lib/figures.py", "lib/results.py"],
+        metrics=[f"{RUNS}/{name}{suffix(seed)}/metrics.json" for name in recipes for seed in SEEDS if not (seed and change[name])],
+        code=["notebooks/05_figures.ipynb", "lib/results.py", "lib/claims.py", "lib/published.py", *python("lib/plots"), *python("lib/figures")],
     output:
         f"{RUNS}/figures/index.json",
         f"{RUNS}/figures/results.md",
@@ -93,16 +111,17 @@ rule train:
         lambda wildcards: f"{RUNS}/data/{recipes[wildcards.name]['data']}.json",
         "notebooks/02_train.ipynb",
         TRAIN_CODE,
-        recipe=RECIPES / "{name}.yaml",
+        recipe=lambda wildcards: source[wildcards.name],
     output:
         RUNS + "/{name}{suffix}/best.safetensors",
     log:
         RUNS + "/{name}{suffix}/02_train.ipynb",
     params:
         seed=lambda wildcards: int(wildcards.suffix.removeprefix("-seed") or 0),
-    threads: CORES  # two trainings at once would only slow each other down
+        change=lambda wildcards: yaml.safe_dump(change[wildcards.name], default_flow_style=True, width=1000).strip(),
+    threads: lambda wildcards: recipes[wildcards.name].get("threads", 1)
     shell:
-        PAPERMILL + "notebooks/02_train.ipynb {log} -f {input.recipe} -p runs_dir {RUNS} -p seed {params.seed}"
+        PAPERMILL + "notebooks/02_train.ipynb {log} -f {input.recipe} -y '{params.change}' -p runs_dir {RUNS} -p seed {params.seed}"
 
 
 rule explain:
@@ -110,9 +129,9 @@ rule explain:
         RUNS + "/{name}{suffix}/best.safetensors",
         twin,
         "notebooks/03_explain.ipynb",
-        "lib/explain.py",
         "lib/evaluation.py",
-        recipe=RECIPES / "{name}.yaml",
+        *python("lib/explain"),
+        recipe=lambda wildcards: source[wildcards.name],
     output:
         RUNS + "/{name}{suffix}/maps.safetensors",
         RUNS + "/{name}{suffix}/maps.json",
@@ -120,9 +139,10 @@ rule explain:
         RUNS + "/{name}{suffix}/03_explain.ipynb",
     params:
         seed=rules.train.params.seed,
-    threads: CORES
+        change=rules.train.params.change,
+    threads: lambda wildcards: recipes[wildcards.name].get("threads", 1)
     shell:
-        PAPERMILL + "notebooks/03_explain.ipynb {log} -f {input.recipe} -p runs_dir {RUNS} -p seed {params.seed}"
+        PAPERMILL + "notebooks/03_explain.ipynb {log} -f {input.recipe} -y '{params.change}' -p runs_dir {RUNS} -p seed {params.seed}"
 
 
 rule evaluate:
@@ -130,14 +150,17 @@ rule evaluate:
         RUNS + "/{name}{suffix}/maps.safetensors",
         "notebooks/04_evaluate.ipynb",
         "lib/evaluation.py",
-        *map(str, Path("lib/metrics").glob("*.py")),
-        recipe=RECIPES / "{name}.yaml",
+        "lib/measures.py",
+        "lib/sanity.py",
+        *python("lib/metrics"),
+        recipe=lambda wildcards: source[wildcards.name],
     output:
         RUNS + "/{name}{suffix}/metrics.json",
     log:
         RUNS + "/{name}{suffix}/04_evaluate.ipynb",
     params:
         seed=rules.train.params.seed,
-    threads: CORES
+        change=rules.train.params.change,
+    threads: lambda wildcards: recipes[wildcards.name].get("threads", 1)
     shell:
-        PAPERMILL + "notebooks/04_evaluate.ipynb {log} -f {input.recipe} -p runs_dir {RUNS} -p seed {params.seed}"
+        PAPERMILL + "notebooks/04_evaluate.ipynb {log} -f {input.recipe} -y '{params.change}' -p runs_dir {RUNS} -p seed {params.seed}"

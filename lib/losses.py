@@ -1,8 +1,10 @@
-"""The losses of both methods, of heatmaps z (N, 1, H, W) in [0, 1] and evidence maps A (N, K, h, w)."""
+"""The losses of both methods: of heatmaps z (N, 1, H, W) in [0, 1], of evidence maps A (N, K, h, w), and of logits
+(N, K) with labels (N,). In the losses of logits `p = softmax(logits)` and `y` is a sample's label."""
 
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -63,6 +65,80 @@ def evidence_penalty(evidence: Tensor, l1: float, l2: float) -> Tensor:
         raise ValueError(f"l1, l2: expected values >= 0, got {l1}, {l2}")
     maps = _checked(evidence, "evidence").flatten(1)
     return l1 * maps.abs().sum(1).mean() + l2 * torch.linalg.vector_norm(maps, dim=1).mean()
+
+
+def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0, weights: Tensor | None = None) -> Tensor:
+    """`sum_n w_y (1 - p_y)^gamma (-log p_y) / sum_n w_y`, a scalar >= 0 (Lin et al. 2017, eq. 5).
+
+    weights: (K,) of the classes (None: 1), averaged over as cross entropy does, which gamma = 0 is.
+    Raises ValueError for a negative gamma or shapes that do not match.
+    """
+    if gamma < 0:
+        raise ValueError(f"gamma: expected a value >= 0, got {gamma}")
+    log_p = _of_logits(logits, labels).log_softmax(1).gather(1, labels[:, None])[:, 0]
+    missing = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)  # 1 - p_y; at 0 gamma < 1 has no gradient
+    return _weighted_mean(missing**gamma * -log_p, labels, weights)
+
+
+def kappa_loss(logits: Tensor, labels: Tensor, eps: float = 1e-6) -> Tensor:
+    """`log(1 - kappa + eps)` of the batch's quadratic-weighted kappa, with the predictions' counts made of p: a scalar
+    in [log eps, log(2 + eps)] (de la Torre, Puig & Valls, Pattern Recognition Letters 105, 2018).
+
+    `1 - kappa = sum_n sum_k W[y_n, k] p_n,k / sum_jk W[j, k] c_j q_k`, `W[j, k] = (j - k)^2 / (K - 1)^2`, c_j the
+    number of samples of grade j and q_k the mean of p_k. It depends on the batch as a whole: the mean over batches is
+    not the loss of all samples, and a batch of a single grade gives 0 and teaches nothing. Classes are ordered grades.
+    """
+    p = _of_logits(logits, labels).softmax(1)
+    grades = torch.arange(p.shape[1], dtype=p.dtype, device=p.device)
+    cost = ((grades[:, None] - grades) / (len(grades) - 1)) ** 2
+    truth = F.one_hot(labels, len(grades)).to(p.dtype)
+    expected = truth.sum(0) @ cost @ p.mean(0)
+    return ((cost[labels] * p).sum() / expected.clamp(min=eps**2) + eps).log()
+
+
+DISTANCES = {
+    "mse": torch.square,
+    "mae": torch.abs,
+    "smooth_l1": lambda error: F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none"),
+}
+
+
+def grade_loss(
+    logits: Tensor,
+    labels: Tensor,
+    distance: Literal["mse", "mae", "smooth_l1"],
+    weights: Tensor | None = None,
+) -> Tensor:
+    """`sum_n w_y sum_k p_k d(k - y) / sum_n w_y`, a scalar >= 0: regression on the grade, classes being ordered grades.
+
+    d(e): e^2 (mse), |e| (mae), or e^2 / 2 up to |e| = 1 and |e| - 1/2 beyond (smooth_l1; Girshick 2015).
+    The K logits stay those of a classifier: the loss is what a grade drawn from p is wrong by, on average; for mse it
+    is `(g - y)^2 + Var_p(k)` with the expected grade `g = sum_k k p_k`. The variance makes it least where p is certain,
+    so that the most probable class is the grade that a regression would be rounded to (mse: the grade nearest to the
+    mean of the labels; mae: their median) and every metric and explanation of a class goes on to mean what it says.
+    p itself tends to 0 and 1 and is no calibrated probability.
+    """
+    if distance not in DISTANCES:
+        raise ValueError(f"distance: expected one of {', '.join(DISTANCES)}, got {distance!r}")
+    p = _of_logits(logits, labels).softmax(1)
+    error = torch.arange(p.shape[1], dtype=p.dtype, device=p.device) - labels[:, None].to(p.dtype)
+    return _weighted_mean((p * DISTANCES[distance](error)).sum(1), labels, weights)
+
+
+def _weighted_mean(losses: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None:
+        return losses.mean()
+    each = weights.to(losses.dtype)[labels]
+    return (each * losses).sum() / each.sum()
+
+
+def _of_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    if logits.ndim != 2 or not logits.is_floating_point() or logits.shape[1] < 2:
+        shape = tuple(logits.shape)
+        raise ValueError(f"logits: expected floating-point values of shape (N, K >= 2), got {logits.dtype} {shape}")
+    if labels.shape != logits.shape[:1]:
+        raise ValueError(f"labels: expected shape {tuple(logits.shape[:1])}, got {tuple(labels.shape)}")
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _checked(maps: Tensor, name: str = "z") -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 from torch.utils.data import Sampler
 
-from lib.recipe import Phase, Recipe
+from lib.recipe import Phase, Recipe, Sampling
 
 
 class ShuffledByEpoch(Sampler):
@@ -26,6 +26,47 @@ class ShuffledByEpoch(Sampler):
 
     def __len__(self) -> int:
         return self.count
+
+
+class Rebalanced(Sampler):
+    """As many images as there are, drawn with replacement; the draw depends on (seed, epoch) only, as above.
+
+    An image of class y is drawn with probability `(1 - s) / N + s / (K n_y)`, K the classes present. The share s is
+    class_balanced          1
+    progressive             1 - decay^epoch, from instance- to class-balanced: Kang et al. 2020 (arXiv 1910.09217), with
+                            a decay where they have epoch / epochs
+    progressive_reversed    decay^epoch, from class- to instance-balanced, as SoftCAM's reference code has it
+    Epochs count from 0 in every phase.
+    """
+
+    def __init__(self, labels: Tensor, seed: int, sampling: Sampling, decay: float):
+        self.labels, self.seed, self.epoch = labels, seed, 0
+        self.sampling, self.decay = sampling, decay
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Of each image in the current epoch: (N,), sum 1."""
+        rest = self.decay**self.epoch
+        share = {"class_balanced": 1.0, "progressive": 1 - rest, "progressive_reversed": rest}[self.sampling]
+        counts = torch.bincount(self.labels).double()
+        return (1 - share) / len(self) + share / ((counts > 0).sum() * counts[self.labels])
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        return iter(torch.multinomial(self.probabilities, len(self), True, generator=generator).tolist())
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def make_sampler(recipe: Recipe, labels: Tensor) -> Sampler:
+    """The order of the training images with labels (N,): each once ('instance'), or as `Rebalanced` draws them."""
+    if recipe.sampling == "instance":
+        return ShuffledByEpoch(len(labels), recipe.seed)
+    return Rebalanced(labels, recipe.seed, recipe.sampling, recipe.sampling_decay)
 
 
 PHASE_PARTS = {"classifier": ("classifier",), "explainer": ("explainer",), "joint": ("classifier", "explainer")}
@@ -80,9 +121,17 @@ def make_schedule(recipe: Recipe, phase: Phase, optimizer: torch.optim.Optimizer
 
 
 def class_weights(recipe: Recipe, labels: Tensor, classes: int) -> Tensor | None:
-    """None, N / (K n_k) per class ('balanced'), or the recipe's list. ValueError if its length is not K."""
-    if recipe.class_weights == "balanced":
+    """None, N / (K n_k) per class ('balanced', and 'dynamic' at its start), or the recipe's list.
+
+    ValueError if the length of the list is not K.
+    """
+    if recipe.class_weights in ("balanced", "dynamic"):
         return len(labels) / (classes * torch.bincount(labels, minlength=classes).clamp(min=1)).float()
     if recipe.class_weights is not None and len(recipe.class_weights) != classes:
         raise ValueError(f"class_weights: expected {classes} values, got {recipe.class_weights}")
     return None if recipe.class_weights is None else torch.tensor(recipe.class_weights)
+
+
+def decayed(weights: Tensor, decay: float, epoch: int) -> Tensor:
+    """`1 + decay^epoch (weights - 1)`: from `weights` in epoch 0 towards 1, as SoftCAM's reference code decays them."""
+    return 1 + decay**epoch * (weights - 1)

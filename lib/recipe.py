@@ -16,13 +16,25 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 PROJECT = Path(__file__).resolve().parents[1]
 DEMO = {"limit": {"train": 600, "val": 150, "test": 150}}  # what the notebooks run on without a recipe
 PHASES = {"explainer_classifier": ("classifier", "explainer", "joint")}  # all other methods have one phase
+USUAL_METHODS = {
+    "blackbox": (
+        "tte_cam", "gradcam", "smooth_gradcam", "gradcam_pp", "layercam", "scorecam", "saliency", "input_x_gradient",
+        "integrated_gradients", "smoothgrad", "deconvolution", "guided_backprop", "guided_gradcam", "lrp", "occlusion",
+        "random", "centre_gaussian", "edge_map",
+    ),
+    "softcam": ("evidence", "evidence_difference", "random"),
+    "explainer_classifier": ("explainer", "integrated_gradients", "guided_backprop", "random"),
+}  # fmt: skip
 Optimizer = Literal["sgd", "adam", "adamw", "adadelta"]
 Schedule = Literal["none", "plateau", "cosine", "clipped_cosine", "onecycle", "multistep", "exponential"]
+Sampling = Literal["instance", "class_balanced", "progressive", "progressive_reversed"]
+Checkpoint = Literal["loss", "accuracy", "auc", "sensitivity", "specificity", "precision", "kappa"]
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One training phase: what is optimised, for how long, with which weight of the classification loss."""
+    """One training phase: what is optimised, for how long, with which weight of the classification loss, and by which
+    measurement on the validation images the state to keep is chosen."""
 
     name: str
     epochs: int
@@ -32,6 +44,7 @@ class Phase:
     optimizer: Optimizer
     schedule: Schedule
     patience: int
+    checkpoint: Checkpoint
 
 
 class Parameters(BaseModel):
@@ -103,7 +116,15 @@ class Recipe(Parameters):
     explainer_channels: list[int] = Field([16, 32, 64], min_length=3, max_length=3)
     init_bias: float = Field(1.0, description="bias of the Explainer's last BatchNorm; above 0: heatmap starts white")
 
-    class_weights: Literal["balanced"] | list[float] | None = None
+    random_labels: bool = Field(False, description="train on permuted labels (sanity check, Adebayo et al. 2018)")
+    sampling: Sampling = "instance"
+    sampling_decay: float = Field(0.9, gt=0, lt=1, description="progressive sampling: per epoch; see Rebalanced")
+    class_weights: Literal["balanced", "dynamic"] | list[float] | None = None
+    class_weights_decay: float = Field(0.9, gt=0, lt=1, description="dynamic: weight - 1 is multiplied by it per epoch")
+    criterion: Literal["cross_entropy", "focal", "kappa", "mse", "mae", "smooth_l1"] = Field(
+        "cross_entropy", description="the classification loss; from kappa on for classes that are ordered grades"
+    )
+    focal_gamma: float = Field(2.0, ge=0)
     l1: float = Field(0.0, ge=0, description="SoftCAM: weight of mean ||A||_1")
     l2: float = Field(0.0, ge=0, description="SoftCAM: weight of mean ||A||_2")
     hybrid: bool = Field(False, description="Explainer: also penalise the heatmap outside the annotated mask")
@@ -119,6 +140,9 @@ class Recipe(Parameters):
     patience: int | list[int] = Field(
         0, description="epochs without a better validation loss before stopping; 0: never"
     )
+    checkpoint: Checkpoint | list[Checkpoint] = Field(
+        "loss", description="the phase's state with the best of it on the validation images is kept; see lib.selection"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd; onecycle moves it between 0.85 and 0.95")
     nesterov: bool = False
     weight_decay: float = Field(1e-4, ge=0)
@@ -132,7 +156,7 @@ class Recipe(Parameters):
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["32", "bf16"] = "32"
-    threads: int = Field(2, ge=1, description="CPU threads; pinned, since sums depend on it in the last bit")
+    threads: int = Field(1, ge=1, description="CPU threads; pinned, since sums depend on it in the last bit")
 
     explain_methods: list[str] | None = Field(None, description="none: the usual ones of the method")
     explain_count: int = Field(60, ge=1, description="test images explained, from the first on")
@@ -144,16 +168,22 @@ class Recipe(Parameters):
     faithfulness_count: int = Field(20, ge=1, description="explained images with a mask that are perturbed")
     aopc_tile: int = Field(8, ge=1)
     aopc_steps: int = Field(40, ge=1)
+    aopc_grid: bool = Field(
+        False, description="seed 0: also perturb with every tile size and perturbation of the papers' grid"
+    )
     perturbation: Literal["black", "white", "gray", "uniform", "blur"] = "black"
     deletion_steps: int = Field(20, ge=1)
     deletion_fill: Literal["zero", "mean", "blur"] = "mean"
+    sanity_count: int = Field(0, ge=0, description="images explained again with randomised weights; 0: no sanity check")
     resamples: int = Field(1000, ge=10)
 
     @model_validator(mode="before")
     @classmethod
-    def _precision_as_text(cls, values: Any) -> Any:
-        """`precision: 32` is a number in YAML."""
-        return {**values, "precision": "32"} if values.get("precision") == 32 else values
+    def _as_in_yaml(cls, values: Any) -> Any:
+        """`precision: 32` is a number in YAML, and `class_weights: none` a text."""
+        changes = {"precision": "32"} if values.get("precision") == 32 else {}
+        changes |= {"class_weights": None} if values.get("class_weights") == "none" else {}
+        return {**values, **changes}
 
     @model_validator(mode="after")
     def _lists_match_phases(self) -> Self:
@@ -164,6 +194,8 @@ class Recipe(Parameters):
             numbers = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int | float)]
             if numbers and min(numbers) < 0:
                 raise ValueError(f"{key}: expected nothing below 0, got {value}")
+        if self.criterion == "kappa" and self.class_weights is not None:
+            raise ValueError(f"class_weights: expected none for the criterion 'kappa', got {self.class_weights}")
         for phase in self.phases:
             if phase.name in ("explainer", "joint") and phase.epochs and (phase.lr_explainer == 0 or phase.alpha == 1):
                 values = f"lr_explainer {phase.lr_explainer}, alpha {phase.alpha}"
@@ -208,14 +240,7 @@ class Recipe(Parameters):
     @property
     def methods(self) -> list[str]:
         """Explanation methods that 03_explain applies to this run's model."""
-        post_hoc = ["gradcam", "integrated_gradients", "guided_backprop", "saliency", "input_x_gradient", "random"]
-        usual = {
-            "blackbox": post_hoc,
-            "softcam": ["evidence", "random"],
-            "explainer_classifier": ["explainer", "integrated_gradients", "guided_backprop", "random"],
-        }
-        no_relu = {"guided_backprop"} if self.architecture.startswith("efficientnet") else set()
-        return self.explain_methods or [method for method in usual[self.method] if method not in no_relu]
+        return self.explain_methods or list(USUAL_METHODS[self.method])
 
     def blackbox_twin(self) -> "Recipe":
         """The black box of the same architecture, data and seed, with which this recipe's model is compared."""

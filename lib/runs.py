@@ -1,12 +1,12 @@
 """Run folders: what one recipe leaves on disk, written whole or not at all, and read back safely (never pickle).
 
 recipe.json               every parameter, and the versions it ran with
-best.safetensors          weights at the lowest validation loss of the last phase; last.safetensors: the final ones
+best.safetensors          weights of the last phase's best epoch (`checkpoint`); last.safetensors: the final ones
 PHASE.safetensors         best weights of each phase
 history.csv, tensorboard  losses and metrics after each epoch
 evolution.safetensors     explanations of a few validation images after each epoch
 maps.safetensors          METHOD -> (N, H, W) raw maps of the first N test images; maps.json: their ids and targets
-metrics.json              what 04_evaluate measured
+metrics.json              what 04_evaluate measured; values.safetensors: the same image by image
 """
 
 import hashlib
@@ -32,9 +32,11 @@ from lib.data import ImageDataset, augmentation, load_description, prepare
 from lib.models import blackbox, explainer_classifier, softcam
 from lib.recipe import PROJECT, Recipe
 
+CACHED = 2**31  # bytes: larger splits are decoded from their files each time
 EVALUATION_FIELDS = {  # may differ between a trained run and the recipe that explains or evaluates it
     "explain_methods", "explain_count", "ig_steps", "topk", "patch", "faithfulness_count", "aopc_tile", "aopc_steps",
-    "perturbation", "deletion_steps", "deletion_fill", "resamples", "device", "num_workers", "twin", "runs_dir",
+    "perturbation", "deletion_steps", "deletion_fill", "resamples", "aopc_grid", "sanity_count",
+    "device", "num_workers", "twin", "runs_dir",
 }  # fmt: skip
 
 
@@ -116,16 +118,24 @@ def _rows(dataset: str, limit: str) -> pd.DataFrame:
 def open_split(recipe: Recipe, split: str, augmented: bool = False, count: int | None = None) -> ImageDataset:
     """The images of one split as a recipe wants them: its limit, its size, with or without augmentation.
 
+    With `random_labels`, train has its labels permuted, and val is train: the model is to memorise them.
     ValueError where the files differ in size and the recipe gives no image_size.
     """
     rows = _rows(recipe.dataset, json.dumps(recipe.limit))
-    frame = rows[rows["split"] == split].head(count) if count else rows[rows["split"] == split]
+    permuted = recipe.random_labels and split != "test"
+    frame = rows[rows["split"] == ("train" if permuted else split)]
+    if permuted:
+        frame = frame.assign(label=frame["label"].sample(frac=1, random_state=recipe.seed).to_numpy())
+    frame = frame.head(count) if count else frame
     sizes = frame[["height", "width"]].drop_duplicates().to_numpy().tolist()
     if len(sizes) > 1 and not recipe.image_size:
         raise ValueError(f"image_size: expected a number, since the images of {recipe.dataset} differ: {sizes[:3]} ...")
     transform = augmentation(recipe.augment, recipe.augment_probability) if augmented else None
     size = (recipe.image_size, recipe.image_size) if recipe.image_size else None
-    return ImageDataset(frame, transform=transform, channels=load_description(recipe.dataset).channels, size=size)
+    channels = load_description(recipe.dataset).channels
+    pixels = len(frame) * size[0] * size[1] if size else int((frame["height"] * frame["width"]).sum())
+    cache = pixels * channels < CACHED  # each worker would keep its own copy of the decoded images
+    return ImageDataset(frame, transform=transform, channels=channels, size=size, cache=cache)
 
 
 class Run:
@@ -135,6 +145,7 @@ class Run:
         self.dir, self.recipe = Path(run_dir), recipe
         self.description = load_description(recipe.dataset)
         self.device = pick_device(recipe.device)
+        self._predicted: dict[str, tuple[Tensor, Tensor]] = {}
         self.normalise = v2.Normalize(self.description.mean, self.description.std)
 
     @classmethod
@@ -176,6 +187,11 @@ class Run:
             raise FileNotFoundError(f"maps: no file {path}; make it with notebooks/03_explain.ipynb")
         return load_file(path)
 
+    @cached_property
+    def values(self) -> dict[str, Tensor]:
+        """METHOD/METRIC -> (N,), image by image, of the first N test images; NaN where undefined."""
+        return load_file(self.dir / "values.safetensors")
+
     @property
     def evolution(self) -> dict[str, Tensor]:
         return load_file(self.dir / "evolution.safetensors")
@@ -198,6 +214,13 @@ class Run:
         found = [(batch["label"], self.predict(batch["image"], model)) for batch in loader]
         labels, probabilities = zip(*found, strict=True)
         return torch.cat(labels), torch.cat(probabilities)
+
+    def predict_test(self, weights: str = "best") -> tuple[Tensor, Tensor]:
+        """`predict_split` of the test split with the weights of `best` or of a phase, computed once."""
+        if weights not in self._predicted:
+            model = self.model if weights == "best" else self.read_weights(weights)
+            self._predicted[weights] = self.predict_split("test", model)
+        return self._predicted[weights]
 
     def test_images(self, count: int | None = None) -> dict[str, Any]:
         """The first `count` test images: image (N, C, H, W), label (N,), mask (N, H, W), has_mask (N,), id, patient."""

@@ -1,7 +1,7 @@
 """Training with Lightning: one phase for a black box and for SoftCAM, three for the Explainer-Classifier.
 
-Each phase minimises `alpha * CE + (1 - alpha) * L_expl` (Rio-Torto et al. 2020, eq. 1) or `CE + l1 * mean ||A||_1 +
-l2 * mean ||A||_2` (Djoumessi & Berens 2025, eq. 3), and starts from the best-validation-loss state of the one before.
+Each phase starts from the best state of the one before: that of the lowest validation loss, unless the recipe's
+`checkpoint` says otherwise. What a phase minimises is in lib.objective.
 """
 
 import json
@@ -16,20 +16,12 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-from lib.losses import contiguity, evidence_penalty, explanation_loss, sparsity
-from lib.optimisation import (
-    PHASE_PARTS,
-    ShuffledByEpoch,
-    class_weights,
-    make_optimizer,
-    make_schedule,
-    parameter_groups,
-)
+from lib.objective import PhaseModule
+from lib.optimisation import class_weights, make_sampler
 from lib.recipe import Phase, Recipe
 from lib.runs import (
     Run,
@@ -42,6 +34,7 @@ from lib.runs import (
     write_tensors,
     write_whole,
 )
+from lib.selection import check_classes, monitor
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 for _message in (
@@ -52,74 +45,6 @@ for _message in (
     "in eval mode",
 ):
     warnings.filterwarnings("ignore", f".*{_message}.*")
-
-
-class PhaseModule(L.LightningModule):
-    """One training phase of one model: its losses, its optimiser, its measurements after each epoch."""
-
-    def __init__(self, recipe: Recipe, phase: Phase, model: nn.Module, run: Run, class_weights: Tensor | None):
-        super().__init__()
-        self.recipe, self.phase, self.model, self.run = recipe, phase, model, run
-        self.register_buffer("class_weights", class_weights, persistent=False)
-        classes = len(run.description.classes)
-        make = {"acc": lambda: MulticlassAccuracy(classes, average="micro"), "auc": lambda: MulticlassAUROC(classes)}
-        self.scores = nn.ModuleDict({f"{s}_{k}": f() for s in ("train", "val") for k, f in make.items()})
-        if phase.name in PHASE_PARTS:
-            for part in ("classifier", "explainer"):
-                getattr(model, part).requires_grad_(part in PHASE_PARTS[phase.name])
-
-    def train(self, mode: bool = True) -> "PhaseModule":
-        """A frozen part stays in eval mode: its batch statistics are frozen too."""
-        super().train(mode)
-        for part in {"classifier", "explainer"} - set(PHASE_PARTS.get(self.phase.name, ("classifier", "explainer"))):
-            getattr(self.model, part).eval()
-        return self
-
-    def losses(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """The total loss and its terms (scalars), and the logits (N, K)."""
-        recipe, out = self.recipe, self.model(self.run.normalise(batch["image"]))
-        logits = (out if isinstance(out, Tensor) else out.logits).float()
-        ce = nn.functional.cross_entropy(logits, batch["label"], self.class_weights)
-        if hasattr(out, "evidence"):
-            penalty = evidence_penalty(out.evidence.float(), recipe.l1, recipe.l2)
-            return {"loss": ce + penalty, "classification": ce, "penalty": penalty}, logits
-        if hasattr(out, "explanation"):
-            z, mask = out.explanation.float(), batch["mask"][:, None].float() if recipe.hybrid else None
-            explanation = explanation_loss(z, recipe.beta, mask, recipe.gamma, has_mask=batch["has_mask"])
-            terms = {"sparsity": sparsity(z).mean(), "contiguity": contiguity(z).mean()}
-            total = self.phase.alpha * ce + (1 - self.phase.alpha) * explanation
-            return {"loss": total, "classification": ce, "explanation": explanation, **terms}, logits
-        return {"loss": ce, "classification": ce}, logits
-
-    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        return self.losses(batch)[0]["loss"]
-
-    def validation_step(self, batch: dict[str, Tensor], index: int, dataloader_idx: int = 0) -> None:
-        split, n = ("train", "val")[dataloader_idx], len(batch["label"])
-        terms, logits = self.losses(batch)
-        named = {f"{split}_{name}": value for name, value in terms.items()}
-        self.log_dict(named, on_epoch=True, batch_size=n, sync_dist=True, add_dataloader_idx=False)
-        for name in ("acc", "auc"):
-            self.scores[f"{split}_{name}"].update(logits.softmax(1), batch["label"])
-
-    def on_validation_epoch_end(self) -> None:
-        for name, score in self.scores.items():
-            self.log(name, score.compute())
-            score.reset()
-
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["random_state"] = torch.get_rng_state()
-        checkpoint["gpu_random_states"] = torch.cuda.get_rng_state_all()
-
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        torch.set_rng_state(checkpoint["random_state"].cpu())
-        torch.cuda.set_rng_state_all([state.cpu() for state in checkpoint["gpu_random_states"]])
-
-    def configure_optimizers(self) -> dict:
-        groups = parameter_groups(self.model, self.phase)
-        optimizer = make_optimizer(self.recipe, self.phase, groups)
-        scheduler = make_schedule(self.recipe, self.phase, optimizer, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, **({"lr_scheduler": scheduler} if scheduler else {})}
 
 
 class Recorder(Callback):
@@ -196,14 +121,18 @@ def train(recipe: Recipe, run_dir: Path | None = None) -> Run:
     data = {split: open_split(recipe, split) for split in ("train", "val")}
     augmented = open_split(recipe, "train", augmented=True) if recipe.augment != "none" else data["train"]
     workers = {"num_workers": recipe.num_workers, "pin_memory": run.device.type == "cuda"}
-    sampler = ShuffledByEpoch(len(augmented), recipe.seed)
+    labels = {split: torch.tensor(data[split].frame["label"].tolist()) for split in data}
+    for phase in recipe.phases:
+        check_classes(phase.checkpoint, labels["val"], run.description.classes)
+    sampler = make_sampler(recipe, labels["train"])
     batches = DataLoader(
         augmented, recipe.batch_size, sampler=sampler, drop_last=len(augmented) > recipe.batch_size, **workers
     )
-    measured = [DataLoader(data[split], 2 * recipe.batch_size, **workers) for split in ("train", "val")]
+    part = Subset(data["train"], range(min(len(data["train"]), len(data["val"]))))  # measured on as many as of val
+    measured = [DataLoader(images, 2 * recipe.batch_size, **workers) for images in (part, data["val"])]
     fixed = [data["val"][i]["image"] for i in range(min(recipe.evolution_count, len(data["val"])))]
     fixed = torch.stack(fixed) if fixed else torch.empty(0)
-    weights = class_weights(recipe, torch.tensor(data["train"].frame["label"].tolist()), len(run.description.classes))
+    weights = class_weights(recipe, labels["train"], len(run.description.classes))
     model = build_model(recipe)
     for number, phase in enumerate(recipe.phases):
         done = run.dir / f"{phase.name}.safetensors"
@@ -222,10 +151,11 @@ def train(recipe: Recipe, run_dir: Path | None = None) -> Run:
 def fit_phase(
     run: Run, module: PhaseModule, recorder: Recorder, batches: DataLoader, measured: list[DataLoader]
 ) -> None:
-    """Fits one phase and leaves its state of lowest validation loss in the model; last.safetensors: the final state."""
+    """Fits one phase and leaves its best state in the model; last.safetensors: the final state. Stops by the loss."""
     recipe, phase, folder = run.recipe, module.phase, run.dir / "checkpoints"
+    name, mode = monitor(phase.checkpoint)
     best = ModelCheckpoint(
-        folder, f"{phase.name}-best", monitor="val_loss", save_last=True, enable_version_counter=False
+        folder, f"{phase.name}-best", monitor=name, mode=mode, save_last=True, enable_version_counter=False
     )
     best.CHECKPOINT_NAME_LAST = f"{phase.name}-last"
     stop = [EarlyStopping("val_loss", patience=phase.patience)] if phase.patience else []
@@ -243,6 +173,9 @@ def fit_phase(
     trainer.fit(module, batches, measured, ckpt_path=last if last.exists() else None, weights_only=True)
     write_tensors(run.dir / "last.safetensors", module.model.state_dict())
     if phase.epochs:
+        if not torch.isfinite(best.best_model_score):
+            said = f"{name}: undefined in every epoch of phase {phase.name!r}; the first is kept"
+            warnings.warn(said, stacklevel=2)
         state = torch.load(best.best_model_path, weights_only=True)["state_dict"]
         module.load_state_dict(state)
 
@@ -251,6 +184,7 @@ def load_or_train(recipe: Recipe) -> Run:
     """The trained run of a recipe, trained where there is none. ValueError if it was trained with other parameters."""
     if not (recipe.run_dir / "best.safetensors").exists():
         return train(recipe)
+    torch.set_num_threads(recipe.threads)
     run = Run.load(recipe.run_dir)
     changed = differences(recipe, run.recipe)
     if changed:

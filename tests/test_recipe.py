@@ -1,16 +1,77 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lib.recipe import PROJECT, FigureParameters, Recipe
 
 EXPLAINER = {"method": "explainer_classifier", "alpha": 0.5, "lr_explainer": 0.1}
-RECIPES = sorted((PROJECT / "notebooks/recipes").rglob("*.yaml"))
+FOLDER = PROJECT / "notebooks/recipes"
+SWEEPS = sorted(FOLDER.rglob("sweeps/*.yaml"))
+RECIPES = sorted(set(FOLDER.rglob("*.yaml")) - set(SWEEPS))
+PAPER = [Recipe.load(path) for path in sorted(FOLDER.glob("paper/*.yaml"))]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_committed_recipe_loads_and_is_called_as_its_file(path):
     assert Recipe.load(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_point_of_a_sweep_is_a_recipe(path):
+    sweep = yaml.safe_load(path.read_text())
+    assert set(sweep) - {"set"} == {"base", "parameter", "values"}
+    base = Recipe.load(path.parents[1] / f"{sweep['base']}.yaml")
+    points = [
+        base.replace(**sweep.get("set", {}), name=f"{path.stem}-{value:g}", **{sweep["parameter"]: value})
+        for value in sweep["values"]
+    ]
+    assert [getattr(point, sweep["parameter"]) for point in points] == sweep["values"]
+    assert len(points) >= (5 if path.parent == FOLDER / "sweeps" and sweep["parameter"] != "random_labels" else 1)
+    assert len({point.name for point in points}) == len(points)
+
+
+def test_the_papers_recipes_are_complete():
+    data = ("kaggle_dr", "kaggle_dr_levels", "oct2017", "oct2017_classes", "rsna")
+    softcam = ("black box", "SoftCAM dense", "SoftCAM sparse", "SoftCAM ridge")
+    expected = {(d, a, v) for d in data for a in ("resnet50", "vgg16") for v in softcam}
+    explainer = ("black box", "Explainer unsupervised", "Explainer hybrid")
+    expected |= {(d, "resnet18", v) for d in ("imagenet_hvz", "nih_nci") for v in explainer}
+    assert {(r.dataset, r.architecture, r.variant) for r in PAPER} == expected
+    assert len(PAPER) == len(expected)
+
+
+def test_the_papers_recipes_have_their_twins():
+    named = {recipe.name: recipe for recipe in PAPER}
+    for recipe in PAPER:
+        twin = named[recipe.twin] if recipe.twin else recipe
+        assert twin.method == "blackbox"
+        for key in ("dataset", "architecture", "image_size", "augment", "augment_probability", "batch_size", "weights"):
+            assert getattr(twin, key) == getattr(recipe, key), (recipe.name, key)
+
+
+@pytest.mark.parametrize("recipe", PAPER, ids=lambda recipe: recipe.name)
+def test_the_papers_settings(recipe):
+    def values(*keys):
+        return tuple(getattr(recipe, key) for key in keys)
+
+    sgd = values("optimizer", "momentum", "nesterov", "weight_decay")
+    assert (recipe.seed, recipe.limit, recipe.sampling, recipe.class_weights) == (0, None, "instance", None)
+    if recipe.architecture == "resnet18":
+        epochs, alpha = {"imagenet_hvz": ([10, 10, 100], 0.9), "nih_nci": ([30, 10, 50], 0.99)}[recipe.dataset]
+        assert sgd == ("sgd", 0.9, False, 1e-4)
+        assert values("schedule", "decay", "plateau_patience", "lr_floor") == ("plateau", 0.2, 10, 1e-5)
+        assert values("image_size", "batch_size", "augment", "augment_probability") == (224, 8, "xml", 0.2)
+        if recipe.method == "explainer_classifier":
+            assert values("epochs", "alpha") == (epochs, [1.0, 0.25, alpha])
+            assert values("lr", "lr_explainer") == ([0.01, 0.0, 0.01], [0.0, 0.01, 0.01])
+            assert values("beta", "gamma", "init_bias", "explainer_channels") == (0.9, 1.0, 3.0, [32, 64, 128])
+    else:
+        assert sgd == ("sgd", 0.9, True, 5e-4)
+        assert values("epochs", "lr", "schedule", "lr_floor") == (50, 1e-3, "clipped_cosine", 1e-4)
+        assert values("weights", "batch_size", "augment_probability") == ("imagenet", 12, 0.5)
+        assert recipe.image_size == (496 if recipe.dataset.startswith("oct") else 512)
+        assert recipe.augment == ("chest" if recipe.dataset == "rsna" else "fundus")
 
 
 def test_unknown_parameter_is_named_with_the_known_ones():
@@ -37,6 +98,12 @@ def test_unknown_parameter_is_named_with_the_known_ones():
             "'explainer' would not train the Explainer with lr_explainer 0.0, alpha 1",
         ),
         ({"warmup_epochs": 2}, "warmup_epochs: expected 0 for the schedule 'onecycle', got 2"),
+        ({"criterion": "hinge"}, "criterion: .*'cross_entropy', 'focal', .*got 'hinge'"),
+        ({"sampling": "balanced"}, "sampling: .*'instance', 'class_balanced', 'progressive'.*got 'balanced'"),
+        ({"sampling_decay": 1.0}, "sampling_decay: .*less than 1, got 1.0"),
+        ({"criterion": "kappa", "class_weights": "balanced"}, "class_weights: expected none .*'kappa', got balanced"),
+        ({"checkpoint": ["loss", "auc"]}, r"checkpoint: expected one value or 1 for softcam, got \['loss', 'auc'\]"),
+        ({"checkpoint": "f1"}, "checkpoint: .*'sensitivity'.*got 'f1'"),
         ({"precision": 16}, "precision: .*'32' or 'bf16', got 16"),
     ],
 )
@@ -49,6 +116,8 @@ def test_integer_where_a_number_is_expected_and_precision_as_number():
     recipe = Recipe.checked({"lr": 1, "precision": 32}, "x.yaml")
     assert recipe.lr == 1.0
     assert recipe.precision == "32"
+    assert Recipe.checked({"class_weights": "none"}, "x.yaml").class_weights is None
+    assert Recipe.checked({"class_weights": [1, 2.5]}, "x.yaml").class_weights == [1.0, 2.5]
 
 
 def test_missing_recipe_file():
@@ -64,7 +133,10 @@ def test_phases_take_one_value_each():
         optimizer=["adamw", "sgd", "sgd"],
         alpha=[1.0, 0.25, 0.9],
         lr_explainer=0.1,
+        checkpoint=["accuracy", "loss", "loss"],
     )
+    assert [p.checkpoint for p in recipe.phases] == ["accuracy", "loss", "loss"]
+    assert recipe.blackbox_twin().checkpoint == "accuracy"
     assert [(p.name, p.epochs, p.lr, p.optimizer, p.alpha) for p in recipe.phases] == [
         ("classifier", 6, 0.1, "adamw", 1.0),
         ("explainer", 2, 0.1, "sgd", 0.25),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lib.recipe import Recipe
-from lib.runs import Run, differences, pick_device, plain, write_json, write_tensors, write_whole
+from lib.runs import Run, differences, open_split, pick_device, plain, write_json, write_tensors, write_whole
 
 
 def test_write_whole_leaves_the_old_file_when_writing_fails(tmp_path):
@@ -65,6 +65,23 @@ def test_image_size_resizes_image_and_mask(tiny):
     recipe = tiny(image_size=32)
     batch = Run(recipe.run_dir, recipe).test_images(2)
     assert batch["image"].shape[2:] == batch["mask"].shape[1:] == (32, 32)
+
+
+def test_random_labels_permute_train_make_val_of_it_and_leave_test(tiny):
+    plain_recipe, permuted = tiny(), tiny(random_labels=True)
+    frames = {split: open_split(plain_recipe, split).frame for split in ("train", "val", "test")}
+    found = {split: open_split(permuted, split).frame for split in frames}
+    assert found["train"]["image"].tolist() == frames["train"]["image"].tolist()
+    assert found["train"]["label"].tolist() != frames["train"]["label"].tolist()
+    assert sorted(found["train"]["label"]) == sorted(frames["train"]["label"])
+    for column in ("image", "label"):
+        assert found["val"][column].tolist() == found["train"][column].tolist()
+        assert found["test"][column].tolist() == frames["test"][column].tolist()
+    again, other = (open_split(tiny(random_labels=True, seed=seed), "train").frame for seed in (0, 1))
+    assert again["label"].tolist() == found["train"]["label"].tolist()
+    assert other["label"].tolist() != again["label"].tolist()
+    sample = open_split(permuted, "train")[0]
+    assert sample["label"].item() == found["train"]["label"].iloc[0]
 
 
 def test_maps_round_trip_raw_and_signed(trained, tmp_path):

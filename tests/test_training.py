@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from lib import training
 from lib.losses import contiguity, outside_penalty, sparsity
-from lib.optimisation import class_weights, make_optimizer, make_schedule
+from lib.metrics import classification_metrics
 from lib.recipe import Phase
 from lib.runs import Run, build_model, open_split
-from lib.training import PhaseModule, ShuffledByEpoch, load_or_train, phase_warnings, train
+from lib.training import PhaseModule, load_or_train, phase_warnings, train
 
 
 def same_weights(one, two):
@@ -45,6 +45,50 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tiny, trained, monkeyp
     assert same_weights(run.dir / "best.safetensors", trained["explainer"].dir / "best.safetensors")
     pd.testing.assert_frame_equal(run.history, trained["explainer"].history, check_exact=True)
     assert run.evolution.keys() == trained["explainer"].evolution.keys()
+
+
+REBALANCED = {"sampling": "progressive", "class_weights": "dynamic", "criterion": "focal", "checkpoint": "auc",
+              "epochs": 3, "l1": 1e-4}  # fmt: skip
+
+
+def test_rebalancing_goes_on_to_the_same_bits_too(tiny, monkeypatch):
+    whole = train(tiny(name="rebalanced", **REBALANCED))
+
+    def fail(self, trainer, module):
+        if trainer.current_epoch + 1 == 2:
+            raise RuntimeError("power cut")
+
+    monkeypatch.setattr(training.Recorder, "on_train_epoch_start", fail)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(tiny(name="rebalanced-cut", **REBALANCED))
+    monkeypatch.undo()
+    run = train(tiny(name="rebalanced-cut", **REBALANCED))
+    assert same_weights(run.dir / "best.safetensors", whole.dir / "best.safetensors")
+    pd.testing.assert_frame_equal(run.history, whole.history, check_exact=True)
+    kept = whole.history.iloc[1:]["val_auc"].idxmax()
+    labels, probabilities = whole.predict_split("val")
+    assert whole.history["val_auc"][kept] == pytest.approx(classification_metrics(labels, probabilities)["auc"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"sampling": "class_balanced"}, False),
+        ({"class_weights": "dynamic"}, False),
+        ({"criterion": "focal"}, False),
+        ({"criterion": "kappa"}, False),
+        ({"criterion": "mse"}, False),
+        ({"criterion": "focal", "focal_gamma": 0.0}, True),  # is cross entropy, up to rounding
+        ({"sampling_decay": 0.5, "class_weights_decay": 0.5, "focal_gamma": 3.0}, True),  # of what is not used
+    ],
+)
+def test_each_option_reaches_the_optimiser(tiny, changes, same):
+    plain = {"limit": {"train": 21, "val": 8, "test": 1}, "epochs": 1, "method": "blackbox"}
+    plain |= {"optimizer": "sgd", "schedule": "none", "lr": 0.1}
+    name = "-".join(f"{key}-{value}" for key, value in changes.items())
+    both = [train(tiny(name=f"{kind}-{name}", **plain, **given)) for kind, given in (("a", {}), ("b", changes))]
+    one, two = (load_file(run.dir / "last.safetensors")["fc.weight"] for run in both)
+    assert torch.allclose(one, two, atol=1e-6) == same
 
 
 def test_another_recipe_or_code_starts_afresh(tiny, monkeypatch):
@@ -124,65 +168,6 @@ def test_losses_are_the_papers(tiny):
     ce = F.cross_entropy(logits, batch["label"])
     assert terms["explanation"].item() == pytest.approx(explanation.item(), rel=1e-5)
     assert terms["loss"].item() == pytest.approx((0.25 * ce + 0.75 * explanation).item(), rel=1e-5)
-
-
-def rates(epochs=6, schedule="none", steps=6, per_step=False, **changes):
-    from lib.recipe import Recipe
-
-    recipe = Recipe(epochs=epochs, schedule=schedule, lr=1.0, **changes)
-    optimizer = make_optimizer(recipe, recipe.phases[0], [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 1.0}])
-    made = make_schedule(recipe, recipe.phases[0], optimizer, steps)["scheduler"]
-    found = []
-    for _ in range(steps):
-        found.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        made.step(1.0) if schedule == "plateau" else made.step()
-    return found
-
-
-def test_schedules_by_hand():
-    assert rates() == [1.0] * 6
-    assert rates(schedule="multistep", milestones=[2, 4], decay=0.1) == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-    assert rates(schedule="exponential", decay=0.5) == pytest.approx([1, 0.5, 0.25, 0.125, 0.0625, 0.03125])
-    cosine = [1, 0.9330127, 0.75, 0.5, 0.25, 0.0669873]
-    assert rates(schedule="cosine") == pytest.approx(cosine, abs=1e-6)
-    assert rates(schedule="clipped_cosine", lr_floor=0.3) == pytest.approx([*cosine[:4], 0.3, 0.3], abs=1e-6)
-    assert rates(warmup_epochs=2) == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1])
-    plateau = rates(schedule="plateau", plateau_patience=1, decay=0.5, lr_floor=0.3)
-    assert plateau == pytest.approx([1, 1, 1, 0.5, 0.5, 0.3])
-    one = rates(schedule="onecycle", steps=20)
-    assert max(one) == pytest.approx(1.0)
-    assert one.index(max(one)) == 4  # pct_start 0.25 of 20 steps
-    assert one[-1] < 1e-3
-
-
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "adadelta"])
-def test_optimizers(tiny, name):
-    recipe = tiny(optimizer=name, nesterov=True, weight_decay=0.01)
-    made = make_optimizer(recipe, recipe.phases[0], [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.1}])
-    assert type(made).__name__.lower() == name
-    assert made.defaults["weight_decay"] == 0.01
-    assert made.param_groups[0]["lr"] == 0.1
-    assert name != "sgd" or (made.defaults["momentum"] == 0.9 and made.defaults["nesterov"])
-
-
-def test_class_weights(tiny):
-    labels = torch.tensor([0, 0, 0, 1])
-    assert class_weights(tiny(), labels, 2) is None
-    assert torch.allclose(class_weights(tiny(class_weights="balanced"), labels, 2), torch.tensor([4 / 6, 2.0]))
-    assert torch.equal(class_weights(tiny(class_weights=[1.0, 3.0]), labels, 2), torch.tensor([1.0, 3.0]))
-    with pytest.raises(ValueError, match=r"class_weights: expected 2 values, got \[1.0\]"):
-        class_weights(tiny(class_weights=[1.0]), labels, 2)
-
-
-def test_order_depends_on_seed_and_epoch():
-    sampler = ShuffledByEpoch(10, seed=1)
-    first = list(sampler)
-    assert sorted(first) == list(range(10))
-    assert list(sampler) == first
-    sampler.set_epoch(1)
-    assert list(sampler) != first
-    assert list(ShuffledByEpoch(10, seed=2)) != first
 
 
 def test_early_stopping_and_augmentation(tiny):
