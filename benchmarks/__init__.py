@@ -1,0 +1,1 @@
+"""Speed and memory against other libraries on the same work with the same result: `make bench`."""
