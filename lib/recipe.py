@@ -5,13 +5,14 @@ notebook, and `Recipe.from_notebook(globals())` reads them back. The defaults be
 the demo recipe.
 """
 
+import reprlib
 import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 PROJECT = Path(__file__).resolve().parents[1]
 DEMO = {"limit": {"train": 600, "val": 150, "test": 150}}  # what the notebooks run on without a recipe
@@ -50,7 +51,7 @@ class Phase:
 class Parameters(BaseModel):
     """Parameters of a notebook: unknown names and wrong types are errors that say so in one line."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     @classmethod
     def checked(cls, values: dict[str, Any], source: str) -> Self:
@@ -95,45 +96,51 @@ class Recipe(Parameters):
 
     name: str = Field("demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="run folder: runs_dir/name")
     seed: int = Field(0, ge=0)
-    runs_dir: str = "runs"
+    runs_dir: str = Field("runs", description="folder of all runs, from the project's root")
     twin: str | None = Field(None, description="name of the black-box run to compare with; none: name-blackbox")
 
     dataset: str = Field("shapes", description="a name in data_manifests/ or the path of a YAML of your own")
-    limit: dict[Literal["train", "val", "test"], int] | None = Field(
+    limit: dict[Literal["train", "val", "test"], PositiveInt] | None = Field(
         None, description="use only the first images of each split; none: all"
     )
     image_size: int | None = Field(None, gt=0, description="pixels of a side; none: as the files are")
-    augment: Literal["none", "flips", "fundus", "chest", "xml"] = "none"
-    augment_probability: float = Field(0.5, ge=0, le=1)
-    batch_size: int = Field(32, ge=1)
-    num_workers: int = Field(0, ge=0)
+    augment: Literal["none", "flips", "fundus", "chest", "xml"] = Field("none", description="see lib.data.augmentation")
+    augment_probability: float = Field(0.5, ge=0, le=1, description="of each step; see lib.data.augmentation")
+    batch_size: int = Field(32, ge=1, description="training images per step; an incomplete last step is left out")
+    num_workers: int = Field(0, ge=0, description="processes that read images; 0: the notebook's own")
 
     method: Literal["blackbox", "softcam", "explainer_classifier"] = "softcam"
-    architecture: str = "compact"
+    architecture: str = Field("compact", description="a name of lib.models.ARCHITECTURES: compact, resnet50, vgg16 ...")
     width: int = Field(24, ge=1, description="channels of the first stage of `compact`")
-    weights: str | None = None
-    output_stride: int | None = None
-    explainer_channels: list[int] = Field([16, 32, 64], min_length=3, max_length=3)
+    weights: str | None = Field(None, description="imagenet, a torchvision name or a file; none: random")
+    output_stride: int | None = Field(None, description="SoftCAM of a ResNet: 8, 16 or 32 pixels per evidence pixel")
+    explainer_channels: list[int] = Field(
+        [16, 32, 64], min_length=3, max_length=3, description="of the Explainer's stages, from the finest on"
+    )
     init_bias: float = Field(1.0, description="bias of the Explainer's last BatchNorm; above 0: heatmap starts white")
 
     random_labels: bool = Field(False, description="train on permuted labels (sanity check, Adebayo et al. 2018)")
-    sampling: Sampling = "instance"
+    sampling: Sampling = Field("instance", description="instance: each image once per epoch; others: see Rebalanced")
     sampling_decay: float = Field(0.9, gt=0, lt=1, description="progressive sampling: per epoch; see Rebalanced")
-    class_weights: Literal["balanced", "dynamic"] | list[float] | None = None
+    class_weights: Literal["balanced", "dynamic"] | list[float] | None = Field(
+        None, description="of the classification loss, a list or N / (K n_k); dynamic: decaying to 1; none: 1"
+    )
     class_weights_decay: float = Field(0.9, gt=0, lt=1, description="dynamic: weight - 1 is multiplied by it per epoch")
     criterion: Literal["cross_entropy", "focal", "kappa", "mse", "mae", "smooth_l1"] = Field(
         "cross_entropy", description="the classification loss; from kappa on for classes that are ordered grades"
     )
-    focal_gamma: float = Field(2.0, ge=0)
+    focal_gamma: float = Field(2.0, ge=0, description="criterion focal: exponent of 1 - p; 0: cross entropy")
     l1: float = Field(0.0, ge=0, description="SoftCAM: weight of mean ||A||_1")
     l2: float = Field(0.0, ge=0, description="SoftCAM: weight of mean ||A||_2")
     hybrid: bool = Field(False, description="Explainer: also penalise the heatmap outside the annotated mask")
-    beta: float = Field(0.9, ge=0, le=1)
-    gamma: float = Field(1.0, ge=0)
+    beta: float = Field(0.9, ge=0, le=1, description="Explainer: share of sparsity, the rest is contiguity")
+    gamma: float = Field(1.0, ge=0, description="hybrid: weight of the penalty outside the mask")
 
     epochs: int | list[int] = 5
-    alpha: float | list[float] = 1.0
-    lr: float | list[float] = 0.003
+    alpha: float | list[float] = Field(
+        1.0, description="weight of the classification loss, 1 - alpha of the Explainer's"
+    )
+    lr: float | list[float] = Field(0.003, description="learning rate; of the Classifier where there is an Explainer")
     lr_explainer: float | list[float] = 0.0
     optimizer: Optimizer | list[Optimizer] = "adamw"
     schedule: Schedule | list[Schedule] = "onecycle"
@@ -144,38 +151,38 @@ class Recipe(Parameters):
         "loss", description="the phase's state with the best of it on the validation images is kept; see lib.selection"
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd; onecycle moves it between 0.85 and 0.95")
-    nesterov: bool = False
+    nesterov: bool = Field(False, description="of sgd")
     weight_decay: float = Field(1e-4, ge=0)
-    warmup_epochs: int = Field(0, ge=0)
+    warmup_epochs: int = Field(0, ge=0, description="with a linearly growing rate, before the schedule")
     lr_floor: float = Field(0.0, ge=0, description="clipped_cosine, plateau: the rate never falls below")
-    milestones: list[int] = []
+    milestones: list[int] = Field([], description="multistep: epochs after which the rate falls by `decay`")
     decay: float = Field(0.2, gt=0, lt=1, description="factor of plateau, multistep and exponential")
-    plateau_patience: int = Field(10, ge=0)
-    pct_start: float = Field(0.25, gt=0, lt=1)
+    plateau_patience: int = Field(10, ge=0, description="epochs without a better loss before the rate falls")
+    pct_start: float = Field(0.25, gt=0, lt=1, description="onecycle: share of the steps with a growing rate")
     evolution_count: int = Field(4, ge=0, description="validation images whose explanation is kept after each epoch")
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    precision: Literal["32", "bf16"] = "32"
+    precision: Literal["32", "bf16"] = Field("32", description="of the training; bf16: automatic mixed precision")
     threads: int = Field(1, ge=1, description="CPU threads; pinned, since sums depend on it in the last bit")
 
     explain_methods: list[str] | None = Field(None, description="none: the usual ones of the method")
     explain_count: int = Field(60, ge=1, description="test images explained, from the first on")
-    ig_steps: int = Field(16, ge=1)
-    topk: int = Field(10, ge=1)
+    ig_steps: int = Field(16, ge=1, description="integrated gradients: points on the path")
+    topk: int = Field(10, ge=1, description="top-k localisation precision for k = 1 to this many patches")
     patch: int | None = Field(
         None, gt=0, description="side in pixels of the localisation patches; none: the data set's"
     )
-    faithfulness_count: int = Field(20, ge=1, description="explained images with a mask that are perturbed")
-    aopc_tile: int = Field(8, ge=1)
-    aopc_steps: int = Field(40, ge=1)
+    faithfulness_count: int = Field(8, ge=1, description="explained images with a mask that are perturbed")
+    aopc_tile: int = Field(8, ge=1, description="side in pixels of the perturbed tiles")
+    aopc_steps: int = Field(40, ge=1, description="tiles perturbed one after the other, at most")
     aopc_grid: bool = Field(
         False, description="seed 0: also perturb with every tile size and perturbation of the papers' grid"
     )
-    perturbation: Literal["black", "white", "gray", "uniform", "blur"] = "black"
-    deletion_steps: int = Field(20, ge=1)
-    deletion_fill: Literal["zero", "mean", "blur"] = "mean"
-    sanity_count: int = Field(0, ge=0, description="images explained again with randomised weights; 0: no sanity check")
-    resamples: int = Field(1000, ge=10)
+    perturbation: Literal["black", "white", "gray", "uniform", "blur"] = Field("black", description="what tiles become")
+    deletion_steps: int = Field(20, ge=1, description="patches deleted, or inserted, one after the other, at most")
+    deletion_fill: Literal["zero", "mean", "blur"] = Field("mean", description="what deleted pixels become")
+    sanity_count: int = Field(4, ge=0, description="images explained again with randomised weights; 0: no sanity check")
+    resamples: int = Field(1000, ge=10, description="of the bootstrap behind the 95 % intervals")
 
     @model_validator(mode="before")
     @classmethod
@@ -186,6 +193,15 @@ class Recipe(Parameters):
         return {**values, **changes}
 
     @model_validator(mode="after")
+    def _methods_are_registered(self) -> Self:
+        if unknown := set(self.explain_methods or ()).difference(*USUAL_METHODS.values()):
+            from lib.explain import METHODS  # takes seconds, so only where it is needed
+
+            if unknown := sorted(unknown - set(METHODS)):
+                raise ValueError(f"explain_methods: expected names of {', '.join(METHODS)}, got {unknown[0]!r}")
+        return self
+
+    @model_validator(mode="after")
     def _lists_match_phases(self) -> Self:
         for key in Phase.__annotations__:
             value = getattr(self, key) if key != "name" else None
@@ -194,6 +210,8 @@ class Recipe(Parameters):
             numbers = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int | float)]
             if numbers and min(numbers) < 0:
                 raise ValueError(f"{key}: expected nothing below 0, got {value}")
+            if key == "alpha" and max(numbers) > 1:
+                raise ValueError(f"alpha: expected nothing above 1, got {value}")
         if self.criterion == "kappa" and self.class_weights is not None:
             raise ValueError(f"class_weights: expected none for the criterion 'kappa', got {self.class_weights}")
         for phase in self.phases:
@@ -257,17 +275,25 @@ class Recipe(Parameters):
 
     @classmethod
     def load(cls, path: str | Path) -> "Recipe":
-        """Reads a YAML recipe (relative paths: from the project's root)."""
+        """Reads a YAML recipe (relative paths: from the project's root; an empty file: all defaults)."""
         path = PROJECT / path
         if not path.is_file():
             raise FileNotFoundError(f"recipe: no file {path}")
-        return cls.checked(yaml.safe_load(path.read_text()) or {}, source=str(path.name))
+        try:
+            with path.open("rb") as file:
+                values = yaml.safe_load(file)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: expected YAML: {' '.join(str(error).split())}") from None
+        values = {} if values is None else values
+        if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+            raise ValueError(f"{path}: expected a line `name: value` per parameter, got {reprlib.repr(values)}")
+        return cls.checked(values, source=path.name)
 
 
 class FigureParameters(Parameters):
     """Parameters of 05_figures: which runs to read, where to draw."""
 
     runs_dir: str = "runs"
-    figures_dir: str = "runs/figures"
+    figures_dir: str = Field("runs/figures", description="where pictures and tables are written")
     recipes: list[str] | None = Field(None, description="names of the recipes to draw; none: every evaluated run")
     seeds: int | None = Field(None, ge=1, description="draw seeds 0 to seeds - 1; none: every evaluated seed")

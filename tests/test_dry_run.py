@@ -74,6 +74,19 @@ def test_a_loss_that_is_not_finite_fails(folder, monkeypatch):
         check(folder / "sc.yaml", batch=2)
 
 
+@pytest.mark.parametrize("method", ["blackbox", "softcam", "explainer_classifier"])
+def test_unknown_architectures_and_methods_are_named_with_the_known_ones(folder, capsys, method):
+    base = {**TINY, "method": method, **(PHASES if method == "explainer_classifier" else {})}
+    for name, wrong in {"a": {"architecture": "resnet5"}, "m": {"explain_methods": ["gradcan"]}}.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({**base, "name": name, **wrong}))
+    assert main([str(folder / "a.yaml"), str(folder / "m.yaml")], run=check) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAILED")]
+    assert lines[0].startswith("FAILED a.yaml: ValueError: architecture: expected one of resnet18, ")
+    assert lines[0].endswith("compact, vgg-gated, got 'resnet5'")
+    assert lines[1].startswith("FAILED m.yaml: ValueError: m.yaml: explain_methods: expected names of evidence, ")
+    assert lines[1].endswith("edge_map, got 'gradcan'")
+
+
 def test_nothing_to_check_is_a_failure(tmp_path, capsys):
     assert main([str(tmp_path)], run=check) == 1
 

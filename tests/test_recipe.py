@@ -1,8 +1,12 @@
+import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from lib.explain import METHODS
 from lib.recipe import PROJECT, FigureParameters, Recipe
 
 EXPLAINER = {"method": "explainer_classifier", "alpha": 0.5, "lr_explainer": 0.1}
@@ -105,6 +109,16 @@ def test_unknown_parameter_is_named_with_the_known_ones():
         ({"checkpoint": ["loss", "auc"]}, r"checkpoint: expected one value or 1 for softcam, got \['loss', 'auc'\]"),
         ({"checkpoint": "f1"}, "checkpoint: .*'sensitivity'.*got 'f1'"),
         ({"precision": 16}, "precision: .*'32' or 'bf16', got 16"),
+        ({"alpha": 1.5}, "alpha: expected nothing above 1, got 1.5"),
+        ({**EXPLAINER, "alpha": [1.0, 0.25, 1.01]}, r"alpha: expected nothing above 1, got \[1.0, 0.25, 1.01\]"),
+        ({"lr": math.nan}, "lr: .*finite number, got nan"),
+        ({**EXPLAINER, "lr": [0.1, math.inf, 0.1]}, "lr: .*finite number, got inf"),
+        ({"l1": math.inf}, "l1: .*finite number, got inf"),
+        ({"class_weights": [1.0, math.nan]}, "class_weights: .*finite number, got nan"),
+        ({"limit": {"train": 5, "val": 0}}, "limit: .*greater than 0, got 0"),
+        ({"limit": {"train": -3}}, "limit: .*greater than 0, got -3"),
+        ({"limit": {"training": 3}}, "limit: .*'train', 'val' or 'test', got 'training'"),
+        ({"explain_methods": ["evidence", "gradcan"]}, "explain_methods: expected names of .*gradcam, .*got 'gradcan'"),
     ],
 )
 def test_ill_typed_parameters_are_named(values, message):
@@ -123,6 +137,39 @@ def test_integer_where_a_number_is_expected_and_precision_as_number():
 def test_missing_recipe_file():
     with pytest.raises(FileNotFoundError, match=r"recipe: no file .*nowhere.yaml"):
         Recipe.load("notebooks/recipes/nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"- lr\n- 0.1\n", r"x.yaml: expected a line `name: value` per parameter, got \['lr', 0.1\]"),
+        (b"lr\n", r"x.yaml: expected a line `name: value` per parameter, got 'lr'"),
+        (b"3: 4\n", r"x.yaml: expected a line `name: value` per parameter, got {3: 4}"),
+        (b"name: x\nlr: [0.1\n", r"x.yaml: expected YAML: .*x.yaml\", line 3"),
+        (b"name: \xff\xfe\n", r"x.yaml: expected YAML: .*invalid start byte"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_named_in_one_line(tmp_path, content, message):
+    (tmp_path / "x.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        Recipe.load(tmp_path / "x.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_file_has_every_default(tmp_path):
+    (tmp_path / "x.yaml").write_text("# nothing\n")
+    assert Recipe.load(tmp_path / "x.yaml") == Recipe()
+
+
+def test_every_registered_method_can_be_asked_for_and_known_ones_without_the_register():
+    assert Recipe(explain_methods=list(METHODS)).methods == list(METHODS)
+    known = "import sys; from lib.recipe import *; Recipe(explain_methods=['lrp']); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", known], cwd=PROJECT, check=True)
+
+
+def test_parameters_say_what_their_names_do_not():
+    plain = {name for name, field in Recipe.model_fields.items() if not field.description}
+    assert plain == {"seed", "method", "epochs", "lr_explainer", "optimizer", "schedule", "weight_decay", "device"}
 
 
 def test_phases_take_one_value_each():

@@ -111,7 +111,7 @@ def load_manifest(name: str | Path, split: str | None = None, root: str | Path |
         raise FileNotFoundError(
             f"data set {description.name!r}: no manifest {path}, a row per image with the columns {', '.join(COLUMNS)}"
         )
-    raw = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False).fillna("")
+    raw = read_cells(path)
     if description.source and (record := path.with_suffix(".json")).is_file():
         counts = json.loads(record.read_text(encoding="utf-8"))["counts"]
         description = description.model_copy(update={"counts": counts})
@@ -119,6 +119,14 @@ def load_manifest(name: str | Path, split: str | None = None, root: str | Path |
     frame = frame if split is None else frame[frame["split"] == split].reset_index(drop=True)
     frame.attrs.update(name=description.name, root=str(folder))
     return frame
+
+
+def read_cells(path: Path) -> pd.DataFrame:
+    """The cells of a CSV as text; ValueError naming a file that is empty, not UTF-8 or of uneven rows."""
+    try:
+        return pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False).fillna("")
+    except ValueError as error:
+        raise ValueError(f"{path}: expected a CSV in UTF-8: {str(error).strip()}") from None
 
 
 def how_to_get(name: str | Path, root: str | Path | None = None) -> str:
@@ -213,6 +221,15 @@ def _cross_checks(frame: pd.DataFrame, description: Description) -> list[tuple[i
 
 def parse_boxes(text: str, width: int, height: int) -> list[list[float]]:
     """The boxes [x, y, width, height] in pixels of a manifest cell; an empty cell has none."""
+    boxes = read_boxes(text)
+    for x, y, w, h in boxes:
+        if min(x, y) < 0 or min(w, h) <= 0 or x + w > width or y + h > height:
+            raise ValueError(f"expected boxes inside the image of {width} x {height} pixels")
+    return boxes
+
+
+def read_boxes(text: str) -> list[list[float]]:
+    """The boxes that a cell spells, wherever they lie; ValueError where it is no list of four finite numbers each."""
     try:
         boxes = json.loads(text) if text else []
     except json.JSONDecodeError as error:
@@ -222,9 +239,6 @@ def parse_boxes(text: str, width: int, height: int) -> list[list[float]]:
         for box in boxes
     ):
         raise ValueError("expected a JSON list of [x, y, width, height]")
-    for x, y, w, h in boxes:
-        if min(x, y) < 0 or min(w, h) <= 0 or x + w > width or y + h > height:
-            raise ValueError(f"expected boxes inside the image of {width} x {height} pixels")
     return boxes
 
 

@@ -163,3 +163,10 @@ def test_images_of_other_modes(tmp_path):
     assert read_image(tmp_path / "palette.png").shape == (3, 4, 3)
     with pytest.raises(ValueError, match="expected an 8-bit grey or colour image, got mode 'I;16'"):
         read_image(tmp_path / "deep.png")
+
+
+@pytest.mark.parametrize("content", [b"", b"image,label\n\xff\xfe,1\n"])
+def test_a_manifest_that_is_no_csv_is_named(own, content):
+    own.with_suffix(".csv").write_bytes(content)
+    with pytest.raises(ValueError, match=r"own.csv: expected a CSV in UTF-8: "):
+        load_manifest(own)

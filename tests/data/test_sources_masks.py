@@ -125,3 +125,12 @@ def test_nih_nci_sheets_hold_numbers_as_text(tmp_path):
     (tmp_path / "b.xls").write_bytes(biff2([["GG_IMAGE_ID"]]))
     with pytest.raises(ValueError, match="expected the header in row 5, got 1 rows"):
         nih_nci.read_sheet(tmp_path / "b.xls")
+
+
+@pytest.mark.parametrize("content", [b"", b"no table", bytes.fromhex("d0cf11e0a1b11ae1") + bytes(600)])
+def test_nih_nci_damaged_sheet_is_named(tmp_path, content):
+    for study in nih_nci.STUDIES:
+        (tmp_path / study).mkdir()
+        (tmp_path / study / "covariate_data.xls").write_bytes(content)
+    with pytest.raises(ValueError, match=r"ALTS/covariate_data.xls: expected an Excel file \(.xls\), damaged or of"):
+        build("nih_nci", tmp_path)

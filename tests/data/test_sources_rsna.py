@@ -58,6 +58,27 @@ def test_rsna_bad_boxes_and_labels(rsna):
     assert "label 1 with 0 boxes" in found and "unknown label: bin_target '7', expected 0 or 1" in found
 
 
+@pytest.mark.parametrize("boxes", [None, "boxes.csv"])
+def test_rsna_healthy_image_in_two_rows_is_reported(rsna, boxes):
+    (rsna / "val.csv").write_text(HEAD + "c.png,,,,,Val,0,0\n" * 2)
+    (rsna / "boxes.csv").write_text(
+        "patientId,x,y,width,height,Target\nb,100,200,300,400,1\nd,0,0,512,256,1\nd,512,512,512,512,1\n"
+    )
+    with pytest.raises(BadData) as error:
+        build("rsna", rsna, boxes=boxes)
+    expected = ("png_images/c.png", "val.csv line 3")
+    what = "image listed twice, in val and as png_images/c.png of val (val.csv line 2)"
+    assert error.value.table.to_numpy().tolist() == [[*expected, what]]
+    frame = build("rsna", rsna, boxes=boxes, drop=True).set_index("patient")
+    assert (len(frame), frame.loc["c", "boxes"]) == (4, "")
+
+
+def test_rsna_further_row_without_a_box_or_with_the_same_adds_none(rsna):
+    row = "b.png,100.0,200.0,300.0,400.0,Train,1,2\n"
+    (rsna / "train.csv").write_text(HEAD + "a.png,,,,,Train,0,0\n" + row * 2 + "b.png,,,,,Train,1,2\n")
+    assert json.loads(build("rsna", rsna).set_index("patient").loc["b", "boxes"]) == [[6.25, 12.5, 18.75, 25.0]]
+
+
 def test_rsna_from_dicom(rsna):
     (rsna / "stage_2_train_images").mkdir()
     for name in "abcd":

@@ -4,10 +4,12 @@ Nothing is downloaded. docs/data.md says where to get each data set and how to l
 """
 
 import json
-from inspect import signature
+from collections.abc import Callable
 from pathlib import Path
+from typing import get_type_hints
 
 import pandas as pd
+from pydantic import ConfigDict, PositiveFloat, TypeAdapter, ValidationError
 
 from lib.data.manifest import (
     COLUMNS,
@@ -73,8 +75,7 @@ def build_manifest(
         way = f"; {how_to_get(card_name, root)}" if card else ""
         raise FileNotFoundError(f"data set {str(name)!r}: no folder {base}{way}")
     source, settings = SOURCES[card.source if card else "folder"], {**(card.options if card else {}), **options}
-    if unknown := set(settings) - (known := set(signature(source.read).parameters) - {"root", "target"} | {"radius"}):
-        raise ValueError(f"options: expected some of {', '.join(sorted(known))}, got {', '.join(sorted(unknown))}")
+    _check_options(source.read, settings)
     if source is folder and card:
         settings.setdefault("classes", card.classes)
     listing = source.read(base, **_target(card), **{key: settings[key] for key in settings if key != "radius"})
@@ -125,6 +126,20 @@ def _card_of(name: str | Path, target: str | None) -> str | Path:
             f"target: expected one of {', '.join(sorted(map(str, tasks)))} for {str(name)!r}, got {target!r}"
         )
     return tasks[target]
+
+
+def _check_options(read: Callable[..., Listing], settings: dict) -> None:
+    """ValueError for an option that `read` does not take, or whose value is not of the type that it takes."""
+    hints = get_type_hints(read, include_extras=True) | {"radius": PositiveFloat}
+    types = {key: kind for key, kind in hints.items() if key not in ("root", "target", "return")}
+    if unknown := set(settings) - set(types):
+        raise ValueError(f"options: expected some of {', '.join(sorted(types))}, got {', '.join(sorted(unknown))}")
+    for key, value in settings.items():
+        try:
+            TypeAdapter(types[key], config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
+        except ValidationError as error:
+            expected = error.errors()[0]["msg"].replace("an instance of Sequence", "a list")
+            raise ValueError(f"options: {key}: {expected}, got {value!r}") from None
 
 
 def _target(card: Description | None) -> dict:

@@ -2,10 +2,24 @@
 
 import argparse
 import sys
+from inspect import signature
 
 import yaml
 
-from lib.data.sources import SOURCES, BadData, build_manifest
+from lib.data.sources import SOURCES, build_manifest
+
+
+def option(text: str) -> tuple[str, object]:
+    """Key and value of a `--set KEY=VALUE`, the value as YAML reads it."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set: expected KEY=VALUE, got {text!r}")
+    if key in signature(build_manifest).parameters:
+        raise ValueError(f"--set: expected an option of the data set, got {text!r}; see --help for {key!r}")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set: expected a value in YAML, got {text!r}: {' '.join(str(error).split())}") from None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,13 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, help="threads; default: one per core, at most 16")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="an option of the data set")
     given = vars(parser.parse_args(arguments))
-    pairs = [pair.partition("=") for pair in given.pop("set")]
     try:
-        if wrong := [key for key, equals, _ in pairs if not equals]:
-            raise ValueError(f"--set: expected KEY=VALUE, got {wrong[0]!r}")
-        options = {key: yaml.safe_load(value) for key, _, value in pairs}
+        options = dict(map(option, given.pop("set")))
         frame = build_manifest(given.pop("name"), given.pop("root"), given.pop("target"), **given, **options)
-    except (BadData, ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"{frame.attrs['name']}: {len(frame)} images in {frame.attrs['root']}")

@@ -13,6 +13,8 @@ import pandas as pd
 from PIL import Image
 from sklearn.model_selection import train_test_split
 
+from lib.data.manifest import read_cells
+
 SUFFIXES = (".png", ".jpeg", ".jpg", ".JPEG", ".JPG", ".tif", ".tiff", ".bmp", ".dcm")
 
 
@@ -93,8 +95,8 @@ def find_file(root: Path, what: str, candidates: Iterable[str]) -> str:
 
 
 def read_table(root: Path, path: str, columns: Iterable[str]) -> pd.DataFrame:
-    """A CSV's cells as text, `row` added; ValueError where a column is missing."""
-    table = pd.read_csv(root / path, dtype=str, keep_default_na=False, skip_blank_lines=False).fillna("")
+    """A CSV's cells as text, `row` added; ValueError where a column is missing or the file is no CSV."""
+    table = read_cells(root / path)
     if missing := [column for column in columns if column not in table.columns]:
         raise ValueError(f"{root / path}: no column {missing[0]!r}; expected {', '.join(columns)}")
     return table.assign(row=[f"{path} line {line + 2}" for line in range(len(table))])

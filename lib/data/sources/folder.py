@@ -1,13 +1,13 @@
 """Data of one's own: a folder per class, optionally with masks, or a CSV with the manifest's columns."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from pydantic import NonNegativeInt
 
-from lib.data.manifest import SPLITS
+from lib.data.manifest import SPLITS, read_boxes
 from lib.data.sources.common import Entry, Listing, find_image, read_table, whole_number
 
 RESERVED = {"masks", "prepared"}
@@ -21,7 +21,7 @@ def read(
     csv: str | None = None,
     patient: str | None = None,
     shares: Sequence[float] = (0.7, 0.15, 0.15),
-    seed: int = 0,
+    seed: NonNegativeInt = 0,
 ) -> Listing:
     """Entries of ROOT/CLASS/*, of ROOT/{train,val,test}/CLASS/*, or of a CSV (data.csv where it is there, or `csv`).
 
@@ -34,13 +34,17 @@ def read(
         raise ValueError(f"shares: expected three numbers of sum 1 for {', '.join(SPLITS)}, got {list(shares)}")
     if csv in ("manifest.csv", "dataset.csv"):
         raise ValueError(f"csv: expected another name than those of the files written, e.g. {TABLE}, got {csv!r}")
+    try:
+        pattern = re.compile(patient or "")
+    except re.error as error:
+        raise ValueError(f"patient: expected a regular expression, got {patient!r}: {error}") from None
     table = csv or (TABLE if (root / TABLE).is_file() else None)
     listing = _from_table(root, table, classes) if table else _from_folders(root, classes)
     if len(listing.classes) < 2:
         raise ValueError(f"{root}: expected at least two classes, got {listing.classes}")
     for entry in listing.entries if patient else []:
-        found = re.search(patient, entry.image)
-        if not found or not found.groups():
+        found = pattern.search(entry.image)
+        if not found or not found.groups() or found[1] is None:
             raise ValueError(
                 f"patient: expected an expression with a group found in every path, got none in {entry.image}"
             )
@@ -89,9 +93,8 @@ def _from_table(root: Path, csv: str, classes: Sequence[str] | None) -> Listing:
         elif not split and "split" in table and (table["split"] != "").any():
             wrong.append("split: empty, but other rows have one")
         try:
-            boxes = json.loads(getattr(row, "boxes", "") or "[]")
-            [[x, y, w, h] for x, y, w, h in boxes]
-        except (ValueError, TypeError):
+            boxes = read_boxes(getattr(row, "boxes", ""))
+        except ValueError:
             boxes = []
             wrong.append(f"boxes: expected a JSON list of [x, y, width, height], got {row.boxes!r}")
         mask = getattr(row, "mask", "")

@@ -47,9 +47,12 @@ def read(root: Path, target: str | None = None) -> Listing:
 
 
 def read_sheet(path: Path) -> pd.DataFrame:
-    """The first sheet of a covariate_data.xls, whose header is in row 5."""
-    sheet = xlrd.open_workbook(path).sheet_by_index(0)
-    cells = [[_text(value) for value in sheet.row_values(row)] for row in range(sheet.nrows)]
+    """The first sheet of a covariate_data.xls, whose header is in row 5; ValueError naming a file that is none."""
+    try:
+        sheet = xlrd.open_workbook(path).sheet_by_index(0)
+        cells = [[_text(value) for value in sheet.row_values(row)] for row in range(sheet.nrows)]
+    except Exception as error:  # XLRDError, CompDocError, struct.error, IndexError, AssertionError ...
+        raise ValueError(f"{path}: expected an Excel file (.xls), damaged or of another kind: {error}") from None
     if len(cells) < HEADER_ROW:
         raise ValueError(f"{path}: expected the header in row {HEADER_ROW}, got {len(cells)} rows")
     return pd.DataFrame(cells[HEADER_ROW:], columns=cells[HEADER_ROW - 1])

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
+from pydantic import ValidationError
 
 from lib.data.manifest import Description, load_description, read_image
 from lib.data.sources.common import write_text
@@ -21,7 +22,7 @@ def own_card(root: Path, frame: pd.DataFrame, classes: list[str], counts: dict[s
     33 of 512 pixels.
     """
     path = root / FILE
-    kept = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+    kept = _kept(path) if path.is_file() else {}
     rows = frame[frame["split"] == "train"] if counts["train"] else frame
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(MOST_MEASURED, len(rows))).astype(int))
     channels, mean, std = _statistics([root / image for image in rows["image"].iloc[chosen]])
@@ -34,9 +35,22 @@ def own_card(root: Path, frame: pd.DataFrame, classes: list[str], counts: dict[s
         "classes": classes, "image_size": [height, width], "channels": channels, "mean": mean, "std": std,
         "counts": counts, "annotation": annotation,
     }  # fmt: skip
-    Description.model_validate(card)
+    try:
+        Description.model_validate(card)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {error}") from None
     write_text(path, yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=120))
     return path, load_description(path)
+
+
+def _kept(path: Path) -> dict:
+    try:
+        card = yaml.safe_load(path.read_bytes()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: expected YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(card, dict):
+        raise ValueError(f"{path}: expected a line `name: value` per key, got {card!r}")
+    return card
 
 
 def _statistics(paths: list[Path]) -> tuple[int, list[float], list[float]]:

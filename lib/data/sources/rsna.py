@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from pathlib import Path
+from typing import Literal
 
 from lib.data.manifest import SPLITS
 from lib.data.sources.common import Entry, Listing, find_file, find_image, image_folder, read_table, whole_number
@@ -17,13 +18,14 @@ def read(
     target: str = "bin_target",
     images: str | None = None,
     boxes: str | None = None,
-    boxes_frame: int | None = None,
+    boxes_frame: Literal[512, 1024] | None = None,
 ) -> Listing:
     """Entries of {train,val,test}.csv, the boxes of several rows of an image joined; label 1 is pneumonia.
 
     boxes: a CSV patientId, x, y, width, height, Target with all boxes, which then count alone; boxes_frame: the side
     of the image in whose pixels it is written, 512 or 1024 (None: the one that agrees with the split CSVs' boxes).
-    A positive image without a box, and a box of a split CSV that `boxes` does not have, are problems.
+    A positive image without a box, a box of a split CSV that `boxes` does not have, and an image of label 0 in several
+    rows are problems.
     """
     rows, detailed = [], _boxes(root, boxes) if boxes else None
     for split in SPLITS:
@@ -42,8 +44,9 @@ def read(
         if box is None:
             wrong.append(f"box: expected four numbers or none, got {[getattr(row, c) for c in COLUMNS]}")
         known = entries.get((split, row.filename))
-        if known and known.label == label and not wrong:
-            known.boxes += [] if detailed is not None or box in known.boxes else [box]
+        if known and known.label == label == 1 and not wrong:
+            if box and detailed is None and box not in known.boxes:
+                known.boxes.append(box)
             continue
         entry = Entry(find_image(root, folder, row.filename), label, split, row.row, patient, frame=(whole, whole))
         if detailed is None:
