@@ -163,6 +163,11 @@ class Run:
         model.load_state_dict(load_file(self.dir / f"{name}.safetensors"))
         return model.eval().to(self.device)
 
+    @property
+    def earlier_phases(self) -> list[str]:
+        """The phases before the last whose weights are kept (none for a checkpoint from elsewhere)."""
+        return [phase for phase in self.recipe.phase_names[:-1] if (self.dir / f"{phase}.safetensors").is_file()]
+
     @cached_property
     def model(self) -> nn.Module:
         return self.read_weights()

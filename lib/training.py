@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
+from lib.models import load_reference_checkpoint
 from lib.objective import PhaseModule
 from lib.optimisation import class_weights, make_sampler
 from lib.recipe import Phase, Recipe
@@ -178,6 +179,19 @@ def fit_phase(
             warnings.warn(said, stacklevel=2)
         state = torch.load(best.best_model_path, weights_only=True)["state_dict"]
         module.load_state_dict(state)
+
+
+def adopt_checkpoint(recipe: Recipe, path: str | Path) -> Run:
+    """The run of a model trained elsewhere, from a checkpoint that `load_reference_checkpoint` reads.
+
+    The recipe names the data set, the method, the architecture and the run; 03_explain and 04_evaluate then take the
+    run as one trained here (without a history). Raises as `load_reference_checkpoint` where the file does not fit the
+    model; what the run folder held is kept then.
+    """
+    model = load_reference_checkpoint(path, build_model(recipe.replace(weights=None)))
+    run = begin(recipe, recipe.run_dir)
+    write_tensors(run.dir / "best.safetensors", model.state_dict())
+    return Run.load(run.dir)
 
 
 def load_or_train(recipe: Recipe) -> Run:

@@ -209,3 +209,17 @@ def test_phase_warnings():
 
 def test_phase_dataclass_is_what_history_and_recipes_use():
     assert list(Phase.__annotations__)[:3] == ["name", "epochs", "alpha"]
+
+
+def test_a_checkpoint_from_elsewhere_becomes_a_run(tiny, trained, tmp_path):
+    theirs = trained["blackbox"]
+    torch.save({"state_dict": theirs.model.state_dict()}, tmp_path / "theirs.pth")
+    run = training.adopt_checkpoint(tiny(name="adopted", method="blackbox"), tmp_path / "theirs.pth")
+    images = run.test_images(4)["image"]
+    assert torch.equal(run.predict(images), theirs.predict(images))
+    assert load_or_train(tiny(name="adopted", method="blackbox", explain_count=4)).dir == run.dir  # not trained again
+    assert run.earlier_phases == []
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "theirs.pth").read_bytes()[:1000])
+    with pytest.raises(ValueError, match="damaged"):
+        training.adopt_checkpoint(tiny(name="adopted", method="blackbox"), tmp_path / "cut.pth")
+    assert torch.equal(Run.load(run.dir).predict(images), theirs.predict(images))  # what was there is kept
