@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 CORES  ?= $(shell getconf _NPROCESSORS_ONLN)
 SEEDS  ?= 1
-PYTEST ?=
+PYTEST ?= -n 2 --dist loadfile
 RECIPES ?= notebooks/recipes/paper
 BATCH  ?=
 
@@ -18,7 +18,7 @@ SMOKE     = recipes=notebooks/recipes/smoke runs=runs/smoke
 
 figures: $(VENV)/.installed
 	$(SNAKEMAKE)
-	mkdir -p figures && cp runs/figures/*.png runs/figures/index.json figures/
+	mkdir -p figures && cp runs/figures/*.png runs/figures/*.csv runs/figures/claims.md runs/figures/index.json figures/
 	@cat runs/figures/results.md && echo && echo "Figures: $(CURDIR)/figures"
 
 smoke: $(VENV)/.installed

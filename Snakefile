@@ -59,9 +59,12 @@ def twin(wildcards):
 
 
 def manifest(wildcards):
-    """The data set's YAML and the CSV beside it."""
+    """The data set's YAML, and its CSV: beside it, or in the root of a data set of one's own or of a published one."""
     card = recipes[first[wildcards.dataset]]["card"]
-    return [path for path in (card, card.with_suffix(".csv")) if path.exists()]
+    root = yaml.safe_load(card.read_text()).get("root")
+    root = card.parent / root if root else Path("datasets") / wildcards.dataset
+    tables = (card.with_suffix(".csv"), root / f"manifest_{wildcards.dataset}.csv", root / "manifest.csv")
+    return [card, *[path for path in tables if path.exists()][:1]]
 
 
 wildcard_constraints:
@@ -73,7 +76,7 @@ wildcard_constraints:
 rule figures:
     input:
         metrics=[f"{RUNS}/{name}{suffix(seed)}/metrics.json" for name in recipes for seed in SEEDS if not (seed and change[name])],
-        code=["notebooks/05_figures.ipynb", "lib/results.py", "lib/claims.py", "lib/published.py", *python("lib/plots"), *python("lib/figures")],
+        code=["notebooks/05_figures.ipynb", "lib/results.py", "lib/claims.py", "lib/published.py", *python("lib/plots"), *python("lib/figures"), "data_manifests/published/numbers.yaml"],
     output:
         f"{RUNS}/figures/index.json",
         f"{RUNS}/figures/results.md",
@@ -99,7 +102,7 @@ rule data:
         RUNS + "/data/{dataset}.ipynb",
     params:
         values=lambda wildcards: yaml.safe_dump(
-            {key: recipes[first[wildcards.dataset]].get(key) for key in ("dataset", "limit")}, default_flow_style=True
+            {key: recipes[first[wildcards.dataset]].get(key) for key in ("dataset", "limit", "image_size", "patch")}, default_flow_style=True
         ).strip(),
     threads: CORES
     shell:
@@ -130,6 +133,7 @@ rule explain:
         twin,
         "notebooks/03_explain.ipynb",
         "lib/evaluation.py",
+        "lib/measures.py",
         *python("lib/explain"),
         recipe=lambda wildcards: source[wildcards.name],
     output:
@@ -156,6 +160,7 @@ rule evaluate:
         recipe=lambda wildcards: source[wildcards.name],
     output:
         RUNS + "/{name}{suffix}/metrics.json",
+        RUNS + "/{name}{suffix}/values.safetensors",
     log:
         RUNS + "/{name}{suffix}/04_evaluate.ipynb",
     params:

@@ -1,5 +1,11 @@
-"""From a trained run to `maps.safetensors` and `metrics.json`: every metric of `lib.metrics` with its interval."""
+"""From a trained run to `maps.safetensors`, `metrics.json` and `values.safetensors`: every metric of `lib.metrics`.
 
+metrics.json         means with 95 % bootstrap intervals, over patients where they are known, else over images
+values.safetensors   METHOD/METRIC -> (N,), the same metrics image by image, NaN where undefined: for paired comparison
+grid.safetensors     METHOD -> (tiles * perturbations, steps + 1), mean perturbation curves (recipes with `aopc_grid`)
+"""
+
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,39 +13,33 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from lib.explain import METHODS, explain
-from lib.metrics import (
-    activation_precision,
-    activation_sensitivity,
-    aopc,
-    bootstrap_ci,
-    classification_metrics,
-    deletion_hits,
-    negative_proportion,
-    perturbation_curve,
-    pointing_game,
-    pompom,
-    positive_proportion,
-    topk_ceiling,
-    topk_chance,
-    topk_hits,
+from lib import metrics as m
+from lib.measures import (
+    Values,
+    explainer_of,
+    faithfulness,
+    grid_pointing_game,
+    localisation,
+    patch_of,
+    perturbation_grids,
+    perturbed,
+    properties,
+    sanity_summary,
 )
 from lib.recipe import DEMO, Recipe
-from lib.runs import Run, open_split, versions, write_json
+from lib.runs import Run, open_split, versions, write_json, write_tensors
 from lib.training import load_or_train
 
-Values = dict[str, Any]  # {"value", "low", "high", "used", "undefined"}, each a number or one per point of a curve
+Summary = dict[str, Any]  # {"value", "low", "high", "used", "undefined"}, each a number or one per point of a curve
 
 
-def interval(values: Tensor, groups: Sequence | None = None, resamples: int = 1000) -> Values:
+def interval(values: Tensor, groups: Sequence | None = None, resamples: int = 1000) -> Summary:
     """Mean of values (N,) or of each column of (N, L), with its 95 % bootstrap interval; NaNs are left out, counted.
 
     A column without any value has value None.
     """
-    columns = values.float().reshape(len(values), -1).T
-    found = [bootstrap_ci(column, groups, resamples=resamples) for column in columns]
-    parts = {"low": [f.low for f in found], "value": [f.point for f in found], "high": [f.high for f in found]}
-    parts |= {"used": [f.used for f in found], "undefined": [f.dropped for f in found]}
+    found = m.bootstrap_means(values.double().reshape(len(values), -1), groups, resamples=resamples)
+    parts = {key: part.tolist() for key, part in found._asdict().items()}
     return {key: part[0] if values.ndim == 1 else part for key, part in parts.items()}
 
 
@@ -53,89 +53,98 @@ def auc(rows: Tensor) -> float:
 
 
 def explain_run(run: Run, batch: dict[str, Any], methods: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """Maps (N, H, W) of each method for the label's class, raw and signed, of a batch from `Run.test_images`."""
-    options = {"integrated_gradients": {"steps": run.recipe.ig_steps}, "random": {"seed": run.recipe.seed}}
-    images = run.inputs(batch["image"])
-    return {
-        name: explain(name, run.model, images, batch["label"], **options.get(name, {}))
-        for name in methods or run.recipe.methods
-    }
+    """Maps (N, H, W) of each method for the label's class, raw and signed, of a batch from `Run.test_images`.
+
+    Of the usual methods (none named here or in the recipe) those that cannot explain the model are left out with a
+    warning that says why; a method that was named raises its TypeError.
+    """
+    maps = {}
+    for name in methods or run.recipe.methods:
+        try:
+            maps[name] = explainer_of(run, name, batch["label"])(batch["image"])
+        except TypeError as error:
+            if methods or run.recipe.explain_methods:
+                raise
+            warnings.warn(f"{run.recipe.architecture}: without {error}", stacklevel=2)
+    return maps
 
 
-def classification_summary(run: Run) -> Values:
+def classification_summary(run: Run) -> Summary:
     """`classification_metrics` on the whole test split; for three-phase models also of each earlier phase."""
-    labels, probabilities = run.predict_split("test")
+    labels, probabilities = run.predict_test()
     patients = open_split(run.recipe, "test").frame["patient"].tolist()
     correct = (probabilities.argmax(1) == labels).float()
     result = {"count": len(labels), "accuracy_interval": interval(correct, patients, run.recipe.resamples)}
     rows = torch.cat([labels[:, None].double(), probabilities.double()], 1)
-    area = bootstrap_ci(rows, patients, auc, resamples=run.recipe.resamples)
+    area = m.bootstrap_ci(rows, patients, auc, resamples=run.recipe.resamples)
     result |= {"auc_interval": {"value": area.point, "low": area.low, "high": area.high}}
-    result |= classification_metrics(labels, probabilities)
-    for phase in run.recipe.phase_names[:-1]:
-        earlier = classification_metrics(*run.predict_split("test", run.read_weights(phase)))
+    result |= m.classification_metrics(labels, probabilities)
+    for phase in run.earlier_phases:
+        earlier = m.classification_metrics(*run.predict_test(phase))
         result.setdefault("phases", {})[phase] = {key: earlier[key] for key in ("accuracy", "auc")}
     return result
 
 
-def localisation_summary(run: Run, maps: Tensor, batch: dict[str, Any], method: str) -> Values:
-    """Localisation metrics of one method's maps (N, H, W) on the images that have a mask."""
-    masks, recipe = batch["mask"].bool(), run.recipe
-    hits = topk_hits(maps, masks, recipe.topk, recipe.patch or run.description.patch)
-    precision = hits.nan_to_num(0).cumsum(1) / hits.isfinite().cumsum(
-        1
-    )  # each image's share of hits among its K highest
-    found = {
-        "topk_precision": precision,
-        "activation_precision": activation_precision(maps, masks),
-        "activation_sensitivity": activation_sensitivity(maps, masks),
-        "pointing_game": pointing_game(maps, masks),
-    }
-    if method == "explainer":
-        found |= {"pompom": pompom(maps, masks), "mean_heatmap": maps.mean((1, 2))}
-    if METHODS[method].signed:
-        diseased = masks.flatten(1).any(1)
-        for key, share in (("positive", positive_proportion(maps)), ("negative", negative_proportion(maps))):
-            found[f"{key}_proportion_with_mask"] = share.where(diseased, torch.nan)
-            found[f"{key}_proportion_without_mask"] = share.where(~diseased, torch.nan)
-    return {key: interval(value, batch["patient"], recipe.resamples) for key, value in found.items()}
+def correctness(run: Run) -> Values:
+    """Whether each test image is classified correctly; for three-phase models also after each earlier phase."""
+    names = {"correct": "best", **{f"correct_{phase}": phase for phase in run.earlier_phases}}
+    predicted = {key: run.predict_test(name) for key, name in names.items()}
+    return {key: (probabilities.argmax(1) == labels).float() for key, (labels, probabilities) in predicted.items()}
 
 
-def faithfulness_summary(run: Run, maps: Tensor, batch: dict[str, Any]) -> Values:
-    """Perturbation curve, AOPC and deletion curve of one method's maps; on images with a mask, else on all."""
-    recipe = run.recipe
-    chosen = batch["has_mask"] if batch["has_mask"].any() else torch.ones_like(batch["has_mask"])
-    chosen = chosen.nonzero()[: recipe.faithfulness_count, 0]
-    images, labels, maps = batch["image"][chosen], batch["label"][chosen], maps[chosen]
-    groups = [batch["patient"][i] for i in chosen]
-    steps = {"tile": recipe.aopc_tile, "steps": recipe.aopc_steps, "perturbation": recipe.perturbation}
-    curve = perturbation_curve(run.predict, images, maps, labels, **steps, seed=recipe.seed)
-    patch = recipe.patch or run.description.patch
-    hits = deletion_hits(run.predict, images, maps, labels, recipe.deletion_steps, patch, recipe.deletion_fill)
-    found = {"perturbation_curve": curve, "aopc": aopc(curve), "deletion_curve": hits}
-    return {key: interval(v, groups, recipe.resamples) for key, v in found.items()}
+def explanation_summary(run: Run, values: Values, batch: dict[str, Any]) -> Summary:
+    """Means with intervals; of the perturbation metrics over the images that were perturbed."""
+    chosen, found = perturbed(run, batch), {}
+    rest = torch.ones(len(batch["label"]), dtype=torch.bool)
+    rest[chosen] = False
+    for key, rows in values.items():
+        part = bool(rows[rest].isnan().all()) and not rows[chosen].isnan().all()
+        kept = chosen if part else torch.arange(len(rows))
+        found[key] = interval(rows[kept], [batch["patient"][i] for i in kept], run.recipe.resamples)
+    return found
 
 
-def evaluate_run(run: Run) -> Values:
-    """All metrics of a run whose maps are saved, written to its `metrics.json` and returned."""
+def summaries(run: Run, values: dict[str, Values], batch: dict[str, Any]) -> dict[str, Summary]:
+    """method -> `explanation_summary` of its values."""
+    return {method: explanation_summary(run, found, batch) for method, found in values.items()}
+
+
+def evaluate_run(run: Run) -> Summary:
+    """All that 04_evaluate measures of a run whose maps are saved, written to its folder and returned."""
     batch = run.test_images(run.recipe.explain_count)
-    explanations = {
-        method: localisation_summary(run, maps, batch, method) | faithfulness_summary(run, maps, batch)
+    values = {
+        method: localisation(*given) | faithfulness(*given) | properties(*given)
         for method, maps in run.maps.items()
+        if (given := (run, maps, batch, method))
     }
-    return write_metrics(run, classification_summary(run), explanations, localisation_reference(run, batch))
+    if run.recipe.aopc_grid and run.recipe.seed == 0:
+        perturbation_grids(run, run.maps, batch)
+    sanity = sanity_summary(run, batch) if run.recipe.sanity_count else {}
+    return write_metrics(run, classification_summary(run), values, batch, sanity=sanity)
 
 
-def localisation_reference(run: Run, batch: dict[str, Any]) -> Values:
+def reference(run: Run, batch: dict[str, Any]) -> Summary:
     """What top-k precision is to be read against: the best that any map could reach, and chance."""
-    masks, patch = batch["mask"].bool(), run.recipe.patch or run.description.patch
-    return {"topk_ceiling": topk_ceiling(masks, run.recipe.topk, patch), "topk_chance": topk_chance(masks, patch)}
+    masks, patch = batch["mask"].bool(), patch_of(run)
+    return {"topk_ceiling": m.topk_ceiling(masks, run.recipe.topk, patch), "topk_chance": m.topk_chance(masks, patch)}
 
 
-def write_metrics(run: Run, classification: Values, explanations: dict[str, Values], reference: Values) -> Values:
-    """`metrics.json`: schema, recipe, versions and the three groups of numbers."""
-    content = {"schema": 1, "recipe": run.recipe.model_dump(), "versions": versions(), "reference": reference}
-    content |= {"classification": classification, "explanations": explanations}
+def write_metrics(
+    run: Run, classification: Summary, values: dict[str, Values], batch: dict[str, Any], **more: Any
+) -> Summary:
+    """`metrics.json` (schema, recipe, versions, the groups of numbers, `more`) and `values.safetensors`."""
+    kept = {f"{method}/{key}": v.float() for method, found in values.items() for key, v in found.items() if v.ndim == 1}
+    kept |= {f"{method}/top1": found["topk_precision"][:, 0] for method, found in values.items()}
+    kept |= {f"{method}/{key}": found[key][:, -1] for method, found in values.items()
+             for key in ("aopc", "aopc_lerf", "common_aopc") if key in found}  # fmt: skip
+    kept |= {f"classification/{key}": found for key, found in correctness(run).items()}
+    kept |= {"images/has_mask": batch["has_mask"], "images/label": batch["label"]}
+    write_tensors(run.dir / "values.safetensors", kept)
+    content = {"schema": 2, "recipe": run.recipe.model_dump(), "versions": versions()}
+    content |= {"reference": reference(run, batch), "grid_pointing_game": grid_pointing_game(run, batch)}
+    content |= {"classification": classification, "patients": open_split(run.recipe, "test").frame["patient"].tolist()}
+    content |= more
+    content["explanations"] = summaries(run, values, batch)
     write_json(run.dir / "metrics.json", content)
     return run.metrics
 

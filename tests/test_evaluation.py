@@ -3,15 +3,9 @@ import math
 import pytest
 import torch
 
-from lib.evaluation import (
-    classification_summary,
-    evaluate_run,
-    explain_run,
-    faithfulness_summary,
-    interval,
-    localisation_summary,
-)
-from lib.metrics import aopc, topk_precision
+from lib import recipe
+from lib.evaluation import classification_summary, correctness, evaluate_run, explain_run, interval
+from lib.runs import Run
 
 
 @pytest.fixture(scope="module")
@@ -35,44 +29,14 @@ def test_interval_of_values_and_of_columns():
     assert two["undefined"] == [0, 2]
 
 
-def test_topk_curve_is_the_pooled_precision(trained):
-    run = trained["softcam"]
-    batch = run.test_images(12)
-    maps = explain_run(run, batch, ["evidence"])["evidence"]
-    found = localisation_summary(run, maps, batch, "evidence")
-    pooled = topk_precision(maps, batch["mask"].bool(), run.recipe.topk, run.description.patch)
-    assert torch.allclose(torch.tensor(found["topk_precision"]["value"]), pooled.float(), atol=1e-6)
-
-
-def test_faithfulness_uses_the_first_images_with_a_mask(trained):
-    run = trained["softcam"]
-    batch = run.test_images(12)
-    maps = explain_run(run, batch, ["evidence"])["evidence"]
-    found = faithfulness_summary(run, maps, batch)
-    assert len(found["aopc"]["value"]) == run.recipe.aopc_steps + 1
-    assert found["aopc"]["used"][0] == min(run.recipe.faithfulness_count, int(batch["has_mask"].sum()))
-    again = aopc(torch.tensor(found["perturbation_curve"]["value"])[None])[0]
-    assert torch.allclose(again, torch.tensor(found["aopc"]["value"]), atol=1e-6)
-    first = batch["has_mask"].nonzero()[: run.recipe.faithfulness_count, 0]
-    right = run.predict(batch["image"][first]).argmax(1) == batch["label"][first]
-    assert found["deletion_curve"]["value"][0] == pytest.approx(right.float().mean().item())
-
-
-def test_a_random_map_is_worth_chance_and_a_perfect_one_everything(trained):
-    run = trained["blackbox"]
-    batch = run.test_images(12)
-    perfect = localisation_summary(run, batch["mask"].float() + 1e-9, batch, "random")
-    assert perfect["topk_precision"]["value"][0] == 1.0
-    assert perfect["pointing_game"]["undefined"] == int((~batch["has_mask"]).sum())
-    assert perfect["activation_precision"]["value"] == pytest.approx(1.0, abs=1e-4)
-
-
 def test_metrics_json_holds_every_number_with_its_interval(evaluated):
     for name, (run, metrics) in evaluated.items():
-        assert set(metrics) == {"schema", "recipe", "versions", "reference", "classification", "explanations"}
+        groups = {"reference", "grid_pointing_game", "classification", "patients", "explanations", "sanity"}
+        assert set(metrics) == {"schema", "recipe", "versions"} | groups
         assert list(metrics["explanations"]) == list(run.maps)
         accuracy = metrics["classification"]["accuracy"]
         assert metrics["classification"]["accuracy_interval"]["value"] == pytest.approx(accuracy)
+        assert len(metrics["patients"]) == metrics["classification"]["count"]
         for found in metrics["explanations"].values():
             assert set(found["activation_precision"]) == {"value", "low", "high", "used", "undefined"}
         assert ("phases" in metrics["classification"]) == (name == "explainer")
@@ -80,7 +44,7 @@ def test_metrics_json_holds_every_number_with_its_interval(evaluated):
     assert list(explainer["classification"]["phases"]) == ["classifier", "explainer"]
     assert {"pompom", "mean_heatmap"} <= set(explainer["explanations"]["explainer"])
     softcam = evaluated["softcam"][1]["explanations"]["evidence"]
-    assert {"positive_proportion_with_mask", "negative_proportion_without_mask"} <= set(softcam)
+    assert {"positive_share_diseased", "negative_share_healthy"} <= set(softcam)
 
 
 def test_classification_is_over_the_whole_test_split(trained):
@@ -92,3 +56,32 @@ def test_evaluating_twice_gives_the_same_file(evaluated):
     before = (run.dir / "metrics.json").read_bytes()
     assert evaluate_run(run) == metrics
     assert (run.dir / "metrics.json").read_bytes() == before
+
+
+def test_values_hold_every_number_image_by_image(evaluated):
+    for run, metrics in evaluated.values():
+        values = Run.load(run.dir).values
+        assert values["classification/correct"].mean().item() == pytest.approx(metrics["classification"]["accuracy"])
+        for method, found in metrics["explanations"].items():
+            assert values[f"{method}/top1"].nanmean().item() == pytest.approx(found["topk_precision"]["value"][0])
+            assert values[f"{method}/aopc"].nanmean().item() == pytest.approx(found["aopc"]["value"][-1], abs=1e-6)
+            assert len(values[f"{method}/gini"]) == run.recipe.explain_count
+        assert values["images/has_mask"].tolist() == run.test_images(run.recipe.explain_count)["has_mask"].tolist()
+
+
+def test_correctness_of_the_phases(trained):
+    found = correctness(trained["explainer"])
+    assert list(found) == ["correct", "correct_classifier", "correct_explainer"]
+    phase = trained["explainer"].read_weights("classifier")
+    labels, probabilities = trained["explainer"].predict_split("test", phase)
+    assert found["correct_classifier"].tolist() == (probabilities.argmax(1) == labels).float().tolist()
+
+
+def test_a_usual_method_that_cannot_explain_the_model_is_left_out_and_a_named_one_raises(trained, monkeypatch):
+    run = trained["softcam"]
+    batch = run.test_images(2)
+    monkeypatch.setitem(recipe.USUAL_METHODS, "softcam", ("evidence", "explainer"))
+    with pytest.warns(UserWarning, match="compact: without explainer: expected a model with an Explainer"):
+        assert list(explain_run(run, batch)) == ["evidence"]
+    with pytest.raises(TypeError, match="explainer: expected a model with an Explainer"):
+        explain_run(run, batch, ["explainer"])

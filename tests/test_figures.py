@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -10,7 +11,9 @@ from PIL import Image
 
 from lib import figures, plots, viewer
 from lib.evaluation import evaluate_run, explain_run
+from lib.figures import explainer, overview
 from lib.results import Results, data_hash, deviations, markdown, table
+from lib.runs import Run, write_json, write_tensors
 
 matplotlib.use("agg")
 
@@ -21,25 +24,92 @@ def close_figures():
     plt.close("all")
 
 
+SHOWN = {  # recipes of a figure, where it does not show every run
+    **{name: ["ec"] for name in ("pompom", "pompom_epsilon", "training_phases")},
+    **{name: ["bb", "sc"] for name in ("aopc_grid", "mean_f_grid", "sanity")},
+    "label_randomisation": ["random_labels_sc-1", "sc"],
+    "regularisation_path": ["explainer_beta-0.5", "explainer_beta-0.9", "softcam_l1-0", "softcam_l1-0.0001"],
+}
+
+
+def copied(run, **changes):
+    """A copy of a run's folder under the recipe's new name."""
+    recipe = run.recipe.replace(**changes)
+    folder = run.dir.with_name(recipe.name)
+    shutil.copytree(run.dir, folder, dirs_exist_ok=True)
+    return Run(folder, recipe)
+
+
 @pytest.fixture(scope="module")
 def results(trained):
     for run in trained.values():
         batch = run.test_images(run.recipe.explain_count)
         run.write_maps(explain_run(run, batch), batch["id"], batch["label"])
         evaluate_run(run)
+    for name in ("blackbox", "softcam"):
+        run = trained[name]
+        cells = [f"{method}/{tile} {kind}" for method in run.maps for tile in (16, 4) for kind in ("black", "blur")]
+        write_tensors(run.dir / "grid.safetensors", {cell: torch.linspace(1, 0, 4) for cell in cells})
+        steps = {"last": {"spearman_abs": 0.8, "spearman": 0.1}, "first": {"spearman_abs": None, "spearman": None}}
+        sanity = {method: {"cascading": steps, "independent": steps, "unchanged": False} for method in run.maps}
+        write_json(run.dir / "metrics.json", {**run.metrics, "sanity": sanity})
     return Results(trained.values())
 
 
-@pytest.mark.parametrize("name", figures.FIGURES)
-def test_every_figure_is_drawn_and_indexed(name, results, tmp_path):
-    figures.save(name, results, tmp_path)
-    picture = np.asarray(Image.open(tmp_path / f"{name}.png"))
+@pytest.fixture(scope="module")
+def everything(results, trained):
+    """The runs, points of two sweeps and a run on permuted labels."""
+    points = [copied(trained["softcam"], name=f"softcam_l1-{l1:g}", l1=l1) for l1 in (0.0, 1e-4)]
+    points += [copied(trained["explainer"], name=f"explainer_beta-{beta:g}", beta=beta) for beta in (0.5, 0.9)]
+    permuted = copied(trained["softcam"], name="random_labels_sc-1", random_labels=True)
+    return Results([*trained.values(), *points, permuted])
+
+
+@pytest.mark.parametrize("name", [name for name in figures.FIGURES if name != "published"])
+def test_every_figure_is_drawn_and_indexed(name, everything, tmp_path):
+    figures.save(name, everything, tmp_path)
+    picture = np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB"))
     assert picture.shape[0] > 150
-    assert picture[..., :3].std() > 5
+    assert picture.std() > 5
     index = json.loads((tmp_path / "index.json").read_text())
-    own = name in ("pompom", "training_phases")
-    assert index[f"{name}.png"]["recipes"] == (["ec"] if own else ["bb", "ec", "sc"])
-    assert index[f"{name}.png"]["caption"] == figures.FIGURES[name][1]
+    assert index[f"{name}.png"]["recipes"] == SHOWN.get(name, ["bb", "ec", "sc"])
+    assert index[f"{name}.png"]["caption"] == figures.FIGURES[name].caption
+
+
+def test_sweeps_and_permuted_labels_change_no_other_figure(results, everything):
+    for name in ("accuracy", "localisation", "faithfulness"):
+        assert data_hash(figures.FIGURES[name].draw(everything)[1]) == data_hash(figures.FIGURES[name].draw(results)[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "needs"),
+    [
+        ("regularisation_path", "the runs of a sweep"),
+        ("label_randomisation", "random_labels: true"),
+        ("published", "a run on a data set of the papers"),
+    ],
+)
+def test_a_figure_without_its_runs_is_left_out_and_its_leftovers_removed(name, needs, results, tmp_path, capsys):
+    (tmp_path / f"{name}.png").write_bytes(b"old")
+    (tmp_path / "index.json").write_text(json.dumps({f"{name}.png": {}, "other.png": {}}))
+    figures.save(name, results, tmp_path)
+    assert f"{name}: not drawn; it needs" in capsys.readouterr().out
+    assert needs in figures.FIGURES[name].needs
+    assert not (tmp_path / f"{name}.png").exists()
+    index = json.loads((tmp_path / "index.json").read_text())
+    assert f"{name}.png" not in index
+    assert "other.png" in index
+
+
+def test_only_a_black_box_and_a_softcam_are_enough(results, trained, tmp_path, capsys):
+    demo = Results([trained["blackbox"], trained["softcam"]])
+    for name in figures.FIGURES:
+        figures.save(name, demo, tmp_path)
+    said = {line.partition(":")[0] for line in capsys.readouterr().out.splitlines()}
+    assert said == {
+        "pompom", "pompom_epsilon", "training_phases", "regularisation_path", "label_randomisation", "published",
+    }  # fmt: skip
+    assert {path.stem for path in tmp_path.glob("*.png")} == set(figures.FIGURES) - said
 
 
 def test_figures_are_functions_of_the_files(results, tmp_path):
@@ -84,7 +154,7 @@ def test_two_recipes_of_one_variant_are_kept_apart(results, trained):
     both = Results([run, other])
     assert both.variants("shapes") == ["black box (bb)", "black box (other)"]
     assert len(both.of("shapes", "black box (bb)")) == 1
-    figures.accuracy(both)
+    overview.accuracy(both)
 
 
 def test_undefined_values_and_missing_evolution_are_drawn(trained):
@@ -92,8 +162,8 @@ def test_undefined_values_and_missing_evolution_are_drawn(trained):
     other = type(run)(run.dir, run.recipe.replace(evolution_count=0))
     results = Results([other])
     results.metrics[run.dir.name]["explanations"]["explainer"]["pompom"] = {"value": None, "low": None, "high": None}
-    figures.pompom_figure(results)
-    figures.training_phases(results)
+    explainer.pompom(results)
+    explainer.training_phases(results)
 
 
 def test_table_and_markdown(results):
@@ -176,5 +246,5 @@ def test_viewer_draws_each_image_and_method(trained):
     batch = run.test_images(3)
     widget = viewer.browse(batch, explain_run(run, batch), run.description.classes)
     slider, choice = widget.children[:2]
-    assert (slider.max, choice.options) == (2, ("evidence", "random"))
+    assert (slider.max, choice.options) == (2, ("evidence", "evidence_difference", "random"))
     slider.value, choice.value = 2, "random"

@@ -1,0 +1,197 @@
+"""Every metric of `lib.metrics` on the maps of a run, image by image: what 04_evaluate shows and keeps."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lib import metrics as m
+from lib import sanity
+from lib.explain import METHODS, explain
+from lib.metrics.perturbation import tile_count
+from lib.runs import Run, write_tensors
+from lib.training import blackbox_twin
+
+Values = dict[str, Tensor]  # metric -> (n,) or, for curves, (n, L): one row per image
+Batch = dict[str, Any]  # as `Run.test_images` gives it
+COMMON = ("perturbation_curve", "aopc", "deletion_curve", "deletion_area", "road")
+ROAD_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
+POMPOM_EPS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.05, 0.1, 0.2, 0.5)
+
+
+def explainer_of(run: Run, method: str, labels: Tensor) -> Callable[[Tensor], Tensor]:
+    """images (N, C, H, W) in [0, 1] -> maps (N, H, W) of the classes `labels` (N,), with the run's options."""
+    options = {"integrated_gradients": {"steps": run.recipe.ig_steps}, "random": {"seed": run.recipe.seed}}
+    return lambda images: explain(method, run.model, run.inputs(images), labels, **options.get(method, {}))
+
+
+def patch_of(run: Run) -> int:
+    """Side in pixels of the localisation patches: the recipe's, else the data set's."""
+    return run.recipe.patch or run.description.patch
+
+
+def localisation(run: Run, maps: Tensor, batch: dict[str, Any], method: str) -> Values:
+    """Localisation metrics of one method's maps (N, H, W); NaN on images without a mask."""
+    masks, k, patch = batch["mask"].bool(), run.recipe.topk, patch_of(run)
+    if "correct" not in batch:
+        batch["correct"] = run.predict(batch["image"]).argmax(1) == batch["label"]
+
+    def precision(stride: int | None = None) -> Tensor:
+        """(N, k): share of hits among each image's K highest patches."""
+        hits = m.topk_hits(maps, masks, k, patch, stride=stride)
+        return hits.nan_to_num(0).cumsum(1) / hits.isfinite().cumsum(1)
+
+    found = {
+        "topk_precision": precision(),
+        "topk_precision_true_positives": precision().where(batch["correct"][:, None], torch.nan),
+        "topk_precision_overlapping": precision(max(1, patch // 2)),
+        "activation_precision": m.activation_precision(maps, masks),
+        "activation_sensitivity": m.activation_sensitivity(maps, masks),
+        "weighting_game": m.weighting_game(maps, masks),
+        "pointing_game": m.pointing_game(maps, masks),
+        "relevance_rank_accuracy": m.relevance_rank_accuracy(maps, masks),
+        "best_iou": m.best_iou(maps, masks),
+        "shared_iou": m.best_shared_iou(maps, masks).iou,
+    }
+    if method == "explainer":
+        found |= {"pompom": m.pompom(maps, masks), "pompom_curve": m.pompom_curve(maps, masks, POMPOM_EPS)}
+        found["mean_heatmap"] = maps.mean((1, 2))
+    return found
+
+
+def perturbed(run: Run, batch: dict[str, Any]) -> Tensor:
+    """Indices of the images that are perturbed: the first `faithfulness_count` with a mask; without any, of all."""
+    chosen = batch["has_mask"] if batch["has_mask"].any() else torch.ones_like(batch["has_mask"])
+    return chosen.nonzero()[: run.recipe.faithfulness_count, 0]
+
+
+def judged(
+    run: Run, maps: Tensor, images: Tensor, labels: Tensor, predict: Callable[[Tensor], Tensor] | None = None
+) -> Values:
+    """Every faithfulness metric of maps (n, H, W) of images (n, C, H, W), judged by the run's model or `predict`."""
+    recipe, patch = run.recipe, patch_of(run)
+    steps = {"tile": recipe.aopc_tile, "steps": recipe.aopc_steps, "perturbation": recipe.perturbation}
+    fill = "black" if recipe.deletion_fill == "zero" else recipe.deletion_fill
+    tiles = tile_count(images, recipe.aopc_tile)
+    given = (predict or run.predict, images, maps, labels)
+    morf = m.perturbation_curve(*given, **steps, seed=recipe.seed)
+    lerf = m.perturbation_curve(*given, **steps, seed=recipe.seed, order="lerf")
+    insertion = m.insertion_curve(*given, tile=patch, steps=recipe.deletion_steps, start=fill)
+    deletion = m.deletion_hits(*given, recipe.deletion_steps, patch, recipe.deletion_fill)
+    return {
+        "perturbation_curve": morf,
+        "lerf_curve": lerf,
+        "aopc": m.aopc(morf),
+        "aopc_lerf": m.aopc(lerf),
+        "deletion_curve": deletion,
+        "deletion_area": m.area_under_curve(deletion),
+        "insertion_curve": insertion,
+        "insertion_area": m.area_under_curve(insertion),
+        "sufficiency": m.sufficiency(*given, tile=recipe.aopc_tile, fill=fill),
+        "road": m.road(*given, shares=ROAD_SHARES, seed=recipe.seed),
+        "faithfulness_correlation": m.faithfulness_correlation(
+            *given, max(1, min(8, tiles // 4)), 30, recipe.aopc_tile, fill, seed=recipe.seed
+        ),
+    }
+
+
+def faithfulness(run: Run, maps: Tensor, batch: dict[str, Any], method: str) -> Values:
+    """Faithfulness metrics of one method's maps (N, H, W); NaN on images that are not perturbed.
+
+    An in-model map is also judged by the black-box twin (`common_...`): the model that all maps have in common.
+    """
+    chosen = perturbed(run, batch)
+    given = maps[chosen], batch["image"][chosen], batch["label"][chosen]
+    found = judged(run, *given)
+    if METHODS[method].family == "in-model" and run.recipe.method != "blackbox":
+        common = judged(run, *given, predict=blackbox_twin(run.recipe).predict)
+        found |= {f"common_{key}": common[key] for key in COMMON}
+    return {key: spread(value.float(), chosen, len(maps)) for key, value in found.items()}
+
+
+def properties(run: Run, maps: Tensor, batch: dict[str, Any], method: str) -> Values:
+    """Sparsity of all maps, sign of SoftCAM's evidence for the disease (class 1 of two), on each image; stability,
+    equivariance and completeness on the images that are perturbed, NaN elsewhere."""
+    chosen = perturbed(run, batch)
+    found = {"gini": m.gini(maps)}
+    if method == "evidence" and len(run.description.classes) == 2:
+        disease, diseased = native_evidence(run, batch)[:, 1], batch["label"] == 1
+        found["disease_positive_proportion"] = m.positive_proportion(disease)
+        shares = m.local_to_global_consistency(disease, diseased)
+        found |= {"positive_share_diseased": shares.positive, "negative_share_healthy": shares.negative}
+    images, again = batch["image"][chosen], explainer_of(run, method, batch["label"][chosen])
+    part = {
+        "stability": m.stability(again, images, maps[chosen], samples=2, seed=run.recipe.seed),
+        "flip_equivariance": m.flip_equivariance(again, images, maps[chosen]),
+    }
+    if method in ("evidence", "integrated_gradients", "lrp"):
+        part["completeness"] = completeness(run, method, maps, batch)[chosen]
+    return found | {key: spread(value, chosen, len(maps)) for key, value in part.items()}
+
+
+@torch.no_grad()
+def native_evidence(run: Run, batch: dict[str, Any]) -> Tensor:
+    """(N, K, h, w): SoftCAM's evidence of every class at its own resolution."""
+    return torch.cat([run.model(part).evidence.float().cpu() for part in run.inputs(batch["image"]).split(128)])
+
+
+@torch.no_grad()
+def completeness(run: Run, method: str, maps: Tensor, batch: dict[str, Any]) -> Tensor:
+    """(N,): relative error of the sum of a map against what it should sum to; SoftCAM's at its native resolution."""
+    images, rows = run.inputs(batch["image"]), torch.arange(len(maps))
+    outputs = [run.model(part) for part in images.split(128)]
+    logits = torch.cat([out if isinstance(out, Tensor) else out.logits for out in outputs]).float().cpu()
+    if method == "evidence":
+        evidence = native_evidence(run, batch)[rows, batch["label"]]
+        maps = evidence / evidence[0].numel()
+    elif method == "integrated_gradients":
+        nothing = run.model(torch.zeros_like(images[:1]))
+        logits = logits - (nothing if isinstance(nothing, Tensor) else nothing.logits).float().cpu()
+    target = logits[rows, batch["label"]]
+    return m.completeness(maps, target) / target.abs()
+
+
+def perturbation_grids(run: Run, maps: dict[str, Tensor], batch: dict[str, Any], count: int = 6) -> dict[str, Values]:
+    """method -> 'tile perturbation' -> mean curve (steps + 1,) of the first `count` perturbed images; kept on disk."""
+    chosen = perturbed(run, batch)[:count]
+    given = batch["image"][chosen], batch["label"][chosen]
+    grids = {}
+    for method, values in maps.items():
+        found = m.perturbation_grid(run.predict, given[0], values[chosen], given[1], seed=run.recipe.seed)
+        grids[method] = {f"{tile} {kind}": curve.mean(0) for (tile, kind), curve in found.items()}
+    kept = {f"{method}/{cell}": curve for method, found in grids.items() for cell, curve in found.items()}
+    write_tensors(run.dir / "grid.safetensors", kept)
+    return grids
+
+
+def sanity_summary(run: Run, batch: Batch) -> dict[str, Any]:
+    """method -> 'cascading' and 'independent' randomisation, layer -> mean similarity; 'unchanged' marks a failure."""
+    chosen = perturbed(run, batch)[: run.recipe.sanity_count]
+    images, labels = run.inputs(batch["image"][chosen]), batch["label"][chosen]
+    checked = {}
+    for method in run.maps:
+        options = {"steps": run.recipe.ig_steps} if method == "integrated_gradients" else {}
+        made = partial(explain, method, images=images, targets=labels, **options)
+        found = {mode: sanity.parameter_randomisation(made, run.model, mode) for mode in sanity.MODES}
+        checked[method] = {
+            mode: {layer: {key: float(v.nanmean()) for key, v in scores.items()} for layer, scores in by.items()}
+            for mode, by in found.items()
+        }
+        checked[method]["unchanged"] = sanity.unchanged(found["cascading"])
+    return checked
+
+
+def grid_pointing_game(run: Run, batch: Batch) -> float | None:
+    """SoftCAM's grid pointing game on the evidence for the disease (class 1 of two); None for other models."""
+    sick = batch["label"] == 1
+    if run.recipe.method != "softcam" or len(run.description.classes) != 2 or not sick.any() or (~sick).sum() < 3:
+        return None
+    disease = native_evidence(run, batch)[:, 1]
+    return m.grid_pointing_game(disease[sick], disease[~sick], seed=run.recipe.seed)
+
+
+def spread(values: Tensor, chosen: Tensor, count: int) -> Tensor:
+    """values (n, ...) of the chosen images in (count, ...), NaN elsewhere."""
+    return values.new_full((count, *values.shape[1:]), torch.nan).index_copy(0, chosen, values)
