@@ -166,6 +166,7 @@ class Recipe(Parameters):
     threads: int = Field(1, ge=1, description="CPU threads; pinned, since sums depend on it in the last bit")
 
     explain_methods: list[str] | None = Field(None, description="none: the usual ones of the method")
+    test_dataset: str | None = Field(None, description="explain and evaluate on the test images of this one instead")
     explain_count: int = Field(60, ge=1, description="test images explained, from the first on")
     ig_steps: int = Field(16, ge=1, description="integrated gradients: points on the path")
     topk: int = Field(10, ge=1, description="top-k localisation precision for k = 1 to this many patches")

@@ -34,7 +34,8 @@ from lib.recipe import PROJECT, Recipe
 
 CACHED = 2**31  # bytes: larger splits are decoded from their files each time
 EVALUATION_FIELDS = {  # may differ between a trained run and the recipe that explains or evaluates it
-    "explain_methods", "explain_count", "ig_steps", "topk", "patch", "faithfulness_count", "aopc_tile", "aopc_steps",
+    "explain_methods", "explain_count", "test_dataset", "ig_steps", "topk", "patch", "faithfulness_count", "aopc_tile",
+    "aopc_steps",
     "perturbation", "deletion_steps", "deletion_fill", "resamples", "aopc_grid", "sanity_count",
     "device", "num_workers", "twin", "runs_dir",
 }  # fmt: skip
@@ -118,10 +119,13 @@ def _rows(dataset: str, limit: str) -> pd.DataFrame:
 def open_split(recipe: Recipe, split: str, augmented: bool = False, count: int | None = None) -> ImageDataset:
     """The images of one split as a recipe wants them: its limit, its size, with or without augmentation.
 
+    The test split is that of `test_dataset` where the recipe names one, whole.
+
     With `random_labels`, train has its labels permuted, and val is train: the model is to memorise them.
     ValueError where the files differ in size and the recipe gives no image_size.
     """
-    rows = _rows(recipe.dataset, json.dumps(recipe.limit))
+    elsewhere = split == "test" and recipe.test_dataset
+    rows = _rows(recipe.test_dataset, "null") if elsewhere else _rows(recipe.dataset, json.dumps(recipe.limit))
     permuted = recipe.random_labels and split != "test"
     frame = rows[rows["split"] == ("train" if permuted else split)]
     if permuted:

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from lib.data import load_manifest
 from lib.recipe import Recipe
 from lib.runs import Run, differences, open_split, pick_device, plain, write_json, write_tensors, write_whole
 
@@ -111,3 +112,13 @@ def test_differences_name_training_parameters_only():
     stored = Recipe(lr=0.1, topk=3)
     assert differences(Recipe(lr=0.2, topk=5), stored) == "lr: 0.2 (trained with 0.1)"
     assert differences(Recipe(lr=0.1, runs_dir="elsewhere"), stored) == ""
+
+
+def test_a_model_can_be_tested_on_another_data_set(tiny):
+    recipe = tiny(test_dataset="digits")
+    own = open_split(recipe, "train").frame
+    assert own["image"].tolist() == open_split(tiny(), "train").frame["image"].tolist()
+    other = open_split(recipe, "test")
+    assert other.frame["image"].tolist() == load_manifest("digits", "test")["image"].tolist()
+    assert len(other[0]["image"]) == 3  # in the channels that the model takes
+    assert differences(recipe, tiny()) == ""
