@@ -1,21 +1,20 @@
 """A recipe: every parameter of one experiment, checked by name and type before anything runs.
 
-A recipe is a papermill parameter file (`papermill -f notebooks/recipes/X.yaml`): its keys become variables of the
-notebook, and `Recipe.from_notebook(globals())` reads them back. The defaults below, on a part of the data (`DEMO`), are
-the demo recipe.
+It is read from a YAML of notebooks/recipes, from a run folder (the recipe that is stored there), or from either with
+`changes`: what a notebook takes, what the pipeline runs and what `Recipe.load` returns is the same.
 """
 
-import reprlib
-import types
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from lib.reading import read_yaml, stored_run
 
 PROJECT = Path(__file__).resolve().parents[1]
-DEMO = {"limit": {"train": 600, "val": 150, "test": 150}}  # what the notebooks run on without a recipe
 PHASES = {"explainer_classifier": ("classifier", "explainer", "joint")}  # all other methods have one phase
 USUAL_METHODS = {
     "blackbox": (
@@ -30,6 +29,16 @@ Optimizer = Literal["sgd", "adam", "adamw", "adadelta"]
 Schedule = Literal["none", "plateau", "cosine", "clipped_cosine", "onecycle", "multistep", "exponential"]
 Sampling = Literal["instance", "class_balanced", "progressive", "progressive_reversed"]
 Checkpoint = Literal["loss", "accuracy", "auc", "sensitivity", "specificity", "precision", "kappa"]
+NAMED = "a letter or digit, then letters, digits, spaces or one of _.,()[]'+=@&!-, no space or full stop at the end"
+Measure = Literal["localisation", "faithfulness", "properties"]
+NAME = r"^[^\W_](?:[\w .,()\[\]'+=@&!-]*[\w()\[\]'+=@&!-])?$"  # a folder's, on every system
+PHASED = {"alpha": [1.0, 0.5, 0.6], "lr_explainer": [0.0, 0.02, 0.03], "optimizer": ["adamw", "sgd", "sgd"]}
+NOT_TRAINED = {  # parameters that the weights do not depend on: where they are kept, on what and how they are evaluated
+    "name", "runs_dir", "twin", "weights_from", "sweep", "device", "num_workers", "split", "test_dataset",
+    "explain_methods", "explain_count", "measure", "ig_steps", "topk", "patch", "faithfulness_count", "aopc_tile",
+    "aopc_steps", "aopc_grid", "perturbation", "deletion_steps", "deletion_fill", "sanity_count", "resamples",
+    "cell_timeout",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,60 +57,31 @@ class Phase:
     checkpoint: Checkpoint
 
 
-class Parameters(BaseModel):
-    """Parameters of a notebook: unknown names and wrong types are errors that say so in one line."""
+class Sweep(BaseModel):
+    """The sweep that a recipe is a point of, and the parameter that differs from point to point."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    name: str
+    parameter: str
+
+
+class Recipe(BaseModel):
+    """All parameters of one experiment. A list gives one value per training phase, a single value holds for all."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    @classmethod
-    def checked(cls, values: dict[str, Any], source: str) -> Self:
-        """A recipe from plain values; ValueError naming `source`, the parameter, its value and the known parameters."""
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            problems = []
-            for e in error.errors():
-                parameter = str(e["loc"][0]) if e["loc"] else ""
-                if e["type"] == "extra_forbidden":
-                    problems.append(f"unknown parameter {parameter!r}; known: {', '.join(sorted(cls.model_fields))}")
-                elif not parameter:
-                    problems.append(e["msg"].removeprefix("Value error, "))
-                else:
-                    hint = (
-                        " (in YAML write 3.0e-3, not 3e-3)" if isinstance(e["input"], str) and "e" in e["input"] else ""
-                    )
-                    hint = hint if "number" in e["msg"] else ""
-                    problems.append(f"{parameter}: {e['msg']}, got {e['input']!r}{hint}")
-            raise ValueError(f"{source}: " + "; ".join(dict.fromkeys(problems))) from None
-
-    @classmethod
-    def from_notebook(cls, namespace: dict[str, Any]) -> Self:
-        """What a notebook's own variables spell; call it before defining any other variable."""
-        known = namespace.get("_parameters")  # cells run again in a used kernel: only what was a parameter before
-        shell = namespace.get("get_ipython")
-        hidden = set(shell().user_ns_hidden) if shell else set()
-        values = {
-            key: value
-            for key, value in namespace.items()
-            if not key.startswith("_") and key not in hidden | {"In", "Out", "exit", "quit", "open"}
-            and not isinstance(value, types.ModuleType) and not callable(value)
-            and (known is None or key in known or key in cls.model_fields)
-        }  # fmt: skip
-        namespace["_parameters"] = set(values)
-        return cls.checked(values, source="notebook parameters")
-
-
-class Recipe(Parameters):
-    """All parameters of one experiment. A list gives one value per training phase, a single value holds for all."""
-
-    name: str = Field("demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="run folder: runs_dir/name")
-    seed: int = Field(0, ge=0)
+    name: str = Field("demo", pattern=NAME, description="run folder: runs_dir/name")
+    seed: int = Field(0, ge=0, lt=2**32, description="of every random stream: see `stream`")
     runs_dir: str = Field("runs", description="folder of all runs, from the project's root")
     twin: str | None = Field(None, description="name of the black-box run to compare with; none: name-blackbox")
+    weights_from: str | None = Field(
+        None, description="name of the run whose weights are taken, trained with the same parameters; none: train"
+    )
+    sweep: Sweep | None = Field(None, description="of a point of a sweep: which, and over which parameter")
 
     dataset: str = Field("shapes", description="a name in data_manifests/ or the path of a YAML of your own")
     limit: dict[Literal["train", "val", "test"], PositiveInt] | None = Field(
-        None, description="use only the first images of each split; none: all"
+        None, description="use only so many images of each split, drawn across classes; none: all"
     )
     image_size: int | None = Field(None, gt=0, description="pixels of a side; none: as the files are")
     augment: Literal["none", "flips", "fundus", "chest", "xml"] = Field("none", description="see lib.data.augmentation")
@@ -114,7 +94,7 @@ class Recipe(Parameters):
     width: int = Field(24, ge=1, description="channels of the first stage of `compact`")
     weights: str | None = Field(None, description="imagenet, a torchvision name or a file; none: random")
     output_stride: int | None = Field(None, description="SoftCAM of a ResNet: 8, 16 or 32 pixels per evidence pixel")
-    explainer_channels: list[int] = Field(
+    explainer_channels: list[PositiveInt] = Field(
         [16, 32, 64], min_length=3, max_length=3, description="of the Explainer's stages, from the finest on"
     )
     init_bias: float = Field(1.0, description="bias of the Explainer's last BatchNorm; above 0: heatmap starts white")
@@ -122,7 +102,7 @@ class Recipe(Parameters):
     random_labels: bool = Field(False, description="train on permuted labels (sanity check, Adebayo et al. 2018)")
     sampling: Sampling = Field("instance", description="instance: each image once per epoch; others: see Rebalanced")
     sampling_decay: float = Field(0.9, gt=0, lt=1, description="progressive sampling: per epoch; see Rebalanced")
-    class_weights: Literal["balanced", "dynamic"] | list[float] | None = Field(
+    class_weights: Literal["balanced", "dynamic"] | list[PositiveFloat] | None = Field(
         None, description="of the classification loss, a list or N / (K n_k); dynamic: decaying to 1; none: 1"
     )
     class_weights_decay: float = Field(0.9, gt=0, lt=1, description="dynamic: weight - 1 is multiplied by it per epoch")
@@ -137,16 +117,12 @@ class Recipe(Parameters):
     gamma: float = Field(1.0, ge=0, description="hybrid: weight of the penalty outside the mask")
 
     epochs: int | list[int] = 5
-    alpha: float | list[float] = Field(
-        1.0, description="weight of the classification loss, 1 - alpha of the Explainer's"
-    )
+    alpha: float | list[float] = Field(1.0, description="weight of the classification loss, 1 - alpha the Explainer's")
     lr: float | list[float] = Field(0.003, description="learning rate; of the Classifier where there is an Explainer")
     lr_explainer: float | list[float] = 0.0
     optimizer: Optimizer | list[Optimizer] = "adamw"
     schedule: Schedule | list[Schedule] = "onecycle"
-    patience: int | list[int] = Field(
-        0, description="epochs without a better validation loss before stopping; 0: never"
-    )
+    patience: int | list[int] = Field(0, description="epochs without a better validation loss, then stop; 0: never")
     checkpoint: Checkpoint | list[Checkpoint] = Field(
         "loss", description="the phase's state with the best of it on the validation images is kept; see lib.selection"
     )
@@ -165,36 +141,35 @@ class Recipe(Parameters):
     precision: Literal["32", "bf16"] = Field("32", description="of the training; bf16: automatic mixed precision")
     threads: int = Field(1, ge=1, description="CPU threads; pinned, since sums depend on it in the last bit")
 
-    explain_methods: list[str] | None = Field(None, description="none: the usual ones of the method")
+    split: Literal["val", "test"] = Field("test", description="images that are explained and evaluated; val: to choose")
     test_dataset: str | None = Field(None, description="explain and evaluate on the test images of this one instead")
-    explain_count: int = Field(60, ge=1, description="test images explained, from the first on")
+    explain_methods: list[str] | None = Field(None, description="none: the usual ones of the method")
+    explain_count: int = Field(60, ge=1, description="images explained, drawn across classes")
+    measure: list[Measure] = Field(list(get_args(Measure)), description="what is measured of the maps")
     ig_steps: int = Field(16, ge=1, description="integrated gradients: points on the path")
     topk: int = Field(10, ge=1, description="top-k localisation precision for k = 1 to this many patches")
-    patch: int | None = Field(
-        None, gt=0, description="side in pixels of the localisation patches; none: the data set's"
-    )
+    patch: int | None = Field(None, gt=0, description="side of the localisation patches in pixels; none: the data's")
     faithfulness_count: int = Field(8, ge=1, description="explained images with a mask that are perturbed")
     aopc_tile: int = Field(8, ge=1, description="side in pixels of the perturbed tiles")
     aopc_steps: int = Field(40, ge=1, description="tiles perturbed one after the other, at most")
-    aopc_grid: bool = Field(
-        False, description="seed 0: also perturb with every tile size and perturbation of the papers' grid"
-    )
+    aopc_grid: bool = Field(False, description="seed 0: also every tile size and perturbation of the papers' grid")
     perturbation: Literal["black", "white", "gray", "uniform", "blur"] = Field("black", description="what tiles become")
     deletion_steps: int = Field(20, ge=1, description="patches deleted, or inserted, one after the other, at most")
     deletion_fill: Literal["zero", "mean", "blur"] = Field("mean", description="what deleted pixels become")
     sanity_count: int = Field(4, ge=0, description="images explained again with randomised weights; 0: no sanity check")
     resamples: int = Field(1000, ge=10, description="of the bootstrap behind the 95 % intervals")
+    cell_timeout: int = Field(3600, ge=1, description="seconds that one cell of a notebook may take without a person")
 
     @model_validator(mode="before")
     @classmethod
     def _as_in_yaml(cls, values: Any) -> Any:
-        """`precision: 32` is a number in YAML, and `class_weights: none` a text."""
+        """`precision: 32` is a number in YAML, `class_weights: none` a text; three phases start from PHASED."""
         changes = {"precision": "32"} if values.get("precision") == 32 else {}
         changes |= {"class_weights": None} if values.get("class_weights") == "none" else {}
-        return {**values, **changes}
+        return {**(PHASED if values.get("method") == "explainer_classifier" else {}), **values, **changes}
 
     @model_validator(mode="after")
-    def _methods_are_registered(self) -> Self:
+    def _methods_are_registered(self) -> "Recipe":
         if unknown := set(self.explain_methods or ()).difference(*USUAL_METHODS.values()):
             from lib.explain import METHODS  # takes seconds, so only where it is needed
 
@@ -203,7 +178,7 @@ class Recipe(Parameters):
         return self
 
     @model_validator(mode="after")
-    def _lists_match_phases(self) -> Self:
+    def _lists_match_phases(self) -> "Recipe":
         for key in Phase.__annotations__:
             value = getattr(self, key) if key != "name" else None
             if isinstance(value, list) and len(value) != len(self.phase_names):
@@ -218,13 +193,9 @@ class Recipe(Parameters):
         for phase in self.phases:
             if phase.name in ("explainer", "joint") and phase.epochs and (phase.lr_explainer == 0 or phase.alpha == 1):
                 values = f"lr_explainer {phase.lr_explainer}, alpha {phase.alpha}"
-                raise ValueError(
-                    f"lr_explainer, alpha: phase {phase.name!r} would not train the Explainer with {values}"
-                )
+                raise ValueError(f"lr_explainer, alpha: phase {phase.name!r} would not train with {values}")
             if self.warmup_epochs and phase.schedule in ("onecycle", "plateau"):
-                raise ValueError(
-                    f"warmup_epochs: expected 0 for the schedule {phase.schedule!r}, got {self.warmup_epochs}"
-                )
+                raise ValueError(f"warmup_epochs: expected 0 for {phase.schedule!r}, got {self.warmup_epochs}")
         return self
 
     @property
@@ -261,6 +232,16 @@ class Recipe(Parameters):
         """Explanation methods that 03_explain applies to this run's model."""
         return self.explain_methods or list(USUAL_METHODS[self.method])
 
+    @property
+    def training(self) -> dict[str, Any]:
+        """The parameters that the weights depend on."""
+        return self.model_dump(exclude=NOT_TRAINED)
+
+    def stream(self, *purpose: str | int) -> int:
+        """Seed of an independent random stream for a purpose, such as ("order", "joint", 3); below 2^32."""
+        key = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in purpose]
+        return int(np.random.SeedSequence(self.seed, spawn_key=key).generate_state(1)[0])
+
     def blackbox_twin(self) -> "Recipe":
         """The black box of the same architecture, data and seed, with which this recipe's model is compared."""
         if self.method == "blackbox":
@@ -268,33 +249,50 @@ class Recipe(Parameters):
         first = self.phases[0]
         return self.replace(
             name=self.twin or f"{self.name}-blackbox", method="blackbox", twin=None, l1=0.0, l2=0.0, hybrid=False,
-            explain_methods=None, **{key: getattr(first, key) for key in Phase.__annotations__ if key != "name"},
+            weights_from=None, sweep=None, explain_methods=None,
+            **{key: getattr(first, key) for key in Phase.__annotations__ if key != "name"},
         )  # fmt: skip
 
     def replace(self, **changes: Any) -> "Recipe":
-        return self.checked({**self.model_dump(), **changes}, source="recipe")
+        return checked({**self.model_dump(), **changes}, source="recipe")
 
     @classmethod
-    def load(cls, path: str | Path) -> "Recipe":
-        """Reads a YAML recipe (relative paths: from the project's root; an empty file: all defaults)."""
+    def load(cls, path: "str | Path | Recipe", changes: dict[str, Any] | None = None) -> "Recipe":
+        """The recipe of a YAML or of a run folder (relative paths: from the project's root), with `changes` over it.
+
+        A stored recipe belongs to the folder that it lies in, and runs on whatever device there is.
+        FileNotFoundError without a file; ValueError naming file, parameter, value and what was expected.
+        """
         path = PROJECT / path
-        if not path.is_file():
-            raise FileNotFoundError(f"recipe: no file {path}")
-        try:
-            with path.open("rb") as file:
-                values = yaml.safe_load(file)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path}: expected YAML: {' '.join(str(error).split())}") from None
-        values = {} if values is None else values
-        if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-            raise ValueError(f"{path}: expected a line `name: value` per parameter, got {reprlib.repr(values)}")
-        return cls.checked(values, source=path.name)
+        if path.is_dir():
+            values = {**stored_run(path)["recipe"], "device": "auto"}
+            inside = path.resolve().is_relative_to(PROJECT)
+            values["runs_dir"] = (path.resolve().relative_to(PROJECT) if inside else path.resolve()).parent.as_posix()
+            source = path / "recipe.json"
+            if (found := checked(values, source)).run_dir.name != path.resolve().name:
+                raise ValueError(f"{path}: expected the folder's name to be its run's, {found.run_dir.name}")
+        else:
+            values, source = read_yaml(path), path
+        if not isinstance(changes or {}, dict):
+            raise ValueError(f"changes: expected a dict of parameters, got {changes!r}")
+        return checked({**values, **(changes or {})}, f"{source.name} with changes" if changes else source.name)
 
 
-class FigureParameters(Parameters):
-    """Parameters of 05_figures: which runs to read, where to draw."""
-
-    runs_dir: str = "runs"
-    figures_dir: str = Field("runs/figures", description="where pictures and tables are written")
-    recipes: list[str] | None = Field(None, description="names of the recipes to draw; none: every evaluated run")
-    seeds: int | None = Field(None, ge=1, description="draw seeds 0 to seeds - 1; none: every evaluated seed")
+def checked(values: dict[str, Any], source: str | Path) -> Recipe:
+    """A recipe from plain values; ValueError naming `source`, the parameter, its value and the known parameters."""
+    try:
+        return Recipe(**values)
+    except ValidationError as error:
+        problems = []
+        for e in error.errors():
+            parameter = str(e["loc"][0]) if e["loc"] else ""
+            if e["type"] == "extra_forbidden" and len(e["loc"]) == 1:
+                problems.append(f"unknown parameter {parameter!r}; known: {', '.join(sorted(Recipe.model_fields))}")
+            elif not parameter:
+                problems.append(e["msg"].removeprefix("Value error, "))
+            else:
+                number = "number" in e["msg"] and isinstance(e["input"], str) and "e" in e["input"]
+                hint = " (in YAML write 3.0e-3, not 3e-3)" if number else ""
+                said = f"expected {NAMED}" if e["type"] == "string_pattern_mismatch" else e["msg"]
+                problems.append(f"{parameter}: {said}, got {e['input']!r}{hint}")
+        raise ValueError(f"{source}: " + "; ".join(dict.fromkeys(problems))) from None

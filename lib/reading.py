@@ -1,0 +1,34 @@
+"""Files that people and runs leave, read with one sentence about what is wrong with them."""
+
+import json
+import reprlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The `name: value` lines of a YAML (none: empty); FileNotFoundError, or ValueError for anything else."""
+    if not path.is_file():
+        raise FileNotFoundError(f"recipe: no file {path}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected YAML: {' '.join(str(error).split())}") from None
+    values = {} if values is None else values
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ValueError(f"{path}: expected a line `name: value` per parameter, got {reprlib.repr(values)}")
+    return values
+
+
+def stored_run(folder: Path) -> dict[str, Any]:
+    """What a run folder's recipe.json says: recipe, code, data, versions; ValueError where it is none."""
+    path = folder / "recipe.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: no run, expected a recipe.json in it; train with notebooks/02_train.ipynb")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found["recipe"], dict) else found["recipe"]["a dict"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected JSON with a recipe, got {error!r}; train again with 02_train") from None
