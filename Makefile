@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 CORES  ?= $(shell getconf _NPROCESSORS_ONLN)
+GPUS   ?= $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 SEEDS  ?= 1
 PYTEST ?= -n 2 --dist loadfile
 RECIPES ?= notebooks/recipes/paper
@@ -11,14 +12,16 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 export JUPYTER_PREFER_ENV_PATH = 1
 export OMP_WAIT_POLICY = passive
 
-SNAKEMAKE = snakemake --cores $(CORES) --rerun-incomplete --nolock --quiet rules host --config seeds=$(SEEDS)
+SNAKEMAKE = snakemake --cores $(CORES) --resources gpu=$(GPUS) --rerun-incomplete --nolock --quiet rules host \
+            --config seeds=$(SEEDS) gpus=$(GPUS)
 SMOKE     = recipes=notebooks/recipes/smoke runs=runs/smoke
 
 .PHONY: figures smoke test lint lab check-recipes bench clean
 
 figures: $(VENV)/.installed
 	$(SNAKEMAKE)
-	mkdir -p figures && cp runs/figures/*.png runs/figures/*.csv runs/figures/claims.md runs/figures/index.json figures/
+	mkdir -p figures && rm -f figures/*
+	cp runs/figures/*.png runs/figures/*.csv runs/figures/claims.md runs/figures/index.json figures/
 	@cat runs/figures/results.md && echo && echo "Figures: $(CURDIR)/figures"
 
 smoke: $(VENV)/.installed

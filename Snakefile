@@ -2,170 +2,226 @@
 
     snakemake --cores 2                                           what `make figures` runs
     snakemake --cores 2 --config recipes=notebooks/recipes/smoke runs=runs/smoke    what `make smoke` runs
+    snakemake --cores 16 --resources gpu=4                        four GPUs: each takes one job at a time
     snakemake --executor slurm --jobs 8 --cores 8                 the same on a cluster
 
-An executed notebook is a `log`: Snakemake keeps it when a job fails, with the traceback inside.
+An executed notebook is a `log`: Snakemake keeps it when a job fails, with the traceback inside. How long each rule took is
+in RUNS/figures/durations.csv.
 """
 
+import csv
+import os
+import re
+import shutil
+import subprocess
+from collections import defaultdict
 from pathlib import Path
 
 import yaml
 
-RECIPES = Path(config.get("recipes", "notebooks/recipes"))
-RUNS = config.get("runs", "runs")
+from lib.experiments import experiments
+from lib.recipe import Recipe
+
+RECIPES = config.get("recipes", "notebooks/recipes")
+RUNS = str(config.get("runs", "runs"))
 SEEDS = range(int(config.get("seeds", 1)))
-recipes = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(RECIPES.glob("*.yaml"))}
-source = {name: RECIPES / f"{name}.yaml" for name in recipes}
-change = {name: {} for name in recipes}  # what a point of a sweep changes in its base recipe
-for path in sorted(RECIPES.glob("sweeps/*.yaml")):
-    sweep = yaml.safe_load(path.read_text())
-    if f"_{sweep['parameter']}_" not in f"_{path.stem}_":  # by which 05_figures knows what was swept
-        raise ValueError(f"{path}: expected the parameter's name, {sweep['parameter']}, in the file's")
-    for value in sweep["values"]:
-        name = f"{path.stem}-{value:g}"  # such as softcam_l1-0.0001
-        change[name] = {**sweep.get("set", {}), "name": name, sweep["parameter"]: value}
-        source[name] = source[sweep["base"]]
-        recipes[name] = {**recipes[sweep["base"]], **change[name]}
-points = [name for name in recipes if change[name]]
-for name, recipe in recipes.items():
-    if recipe.get("name") != name:
-        raise ValueError(f"{source[name]}: name: expected {name!r} as the file is called, got {recipe.get('name')!r}")
-    if recipe.get("twin") and recipe["twin"] not in recipes:
-        raise ValueError(f"{source[name]}: twin: no recipe {recipe['twin']!r} in {RECIPES}")
-    dataset = str(recipe.get("dataset", "shapes"))
-    recipe["card"] = Path(dataset) if dataset.endswith((".yaml", ".yml")) else Path(f"data_manifests/{dataset}.yaml")
-    recipe["data"] = yaml.safe_load(recipe["card"].read_text())["name"]
-first = {recipe["data"]: name for name, recipe in reversed(recipes.items())}  # data set -> a recipe that uses it
-
 CORES = workflow.cores or 2  # none on a cluster, where `--set-threads` decides
-PAPERMILL = "papermill --kernel python3 --no-progress-bar --start-timeout 180 "
+smi = shutil.which("nvidia-smi")
+found = subprocess.run([smi, "-L"], capture_output=True, text=True).stdout.splitlines() if smi else []
+config["gpus"] = int(config.get("gpus", len(found)))
+config["pid"] = os.getpid()  # jobs end with it
+
+try:
+    planned = experiments(RECIPES)
+except (ValueError, OSError) as error:
+    raise SystemExit(str(error))
+recipes = {name: Recipe.load(*one) for name, one in planned.items()}
 
 
-def python(folder):
-    return sorted(map(str, Path(folder).rglob("*.py")))
+def card(dataset):
+    return Path(dataset) if dataset.endswith((".yaml", ".yml")) else Path(f"data_manifests/{dataset}.yaml")
 
 
-DATA_CODE = python("lib/data")
-TRAIN_CODE = ["lib/recipe.py", "lib/runs.py", "lib/training.py", "lib/objective.py", "lib/optimisation.py", "lib/selection.py", "lib/losses.py", *python("lib/models")]
+def data_of(recipe):
+    """Names of the data sets that a recipe needs."""
+    return [yaml.safe_load(card(one).read_text())["name"] for one in (recipe.dataset, recipe.test_dataset) if one]
+
+
+cards = {name: card(one) for recipe in recipes.values()
+         for name, one in zip(data_of(recipe), (recipe.dataset, recipe.test_dataset))}
+first = {name: one for one, recipe in reversed(recipes.items()) for name in data_of(recipe)}  # a recipe that uses it
 
 
 def suffix(seed):
     return "" if seed == 0 else f"-seed{seed}"
 
 
-def twin(wildcards):
-    name = recipes[wildcards.name].get("twin")
-    return f"{RUNS}/{name}{wildcards.suffix}/best.safetensors" if name else []
+def seed_of(wildcards):
+    return int(wildcards.suffix.removeprefix("-seed") or 0)
+
+
+def parameters(wildcards):
+    """What the notebooks 02 to 04 get: the same as `Recipe.load` does."""
+    path, changes = planned[wildcards.name]
+    return {"recipe": str(path), "changes": {**changes, "seed": seed_of(wildcards), "runs_dir": RUNS}}
+
+
+def recipe_file(wildcards):
+    return planned[wildcards.name][0]
+
+
+def weights(kind):
+    """The weights of the run that a recipe names as its `twin`, or as the one to take `weights_from`; none: nothing."""
+
+    def file(wildcards):
+        name = getattr(recipes[wildcards.name], kind)
+        return f"{RUNS}/{name}{wildcards.suffix}/best.safetensors" if name else []
+
+    return file
 
 
 def manifest(wildcards):
     """The data set's YAML, and its CSV: beside it, or in the root of a data set of one's own or of a published one."""
-    card = recipes[first[wildcards.dataset]]["card"]
-    root = yaml.safe_load(card.read_text()).get("root")
-    root = card.parent / root if root else Path("datasets") / wildcards.dataset
-    tables = (card.with_suffix(".csv"), root / f"manifest_{wildcards.dataset}.csv", root / "manifest.csv")
-    return [card, *[path for path in tables if path.exists()][:1]]
+    path = cards[wildcards.dataset]
+    root = yaml.safe_load(path.read_text()).get("root")
+    root = path.parent / root if root else Path("datasets") / wildcards.dataset
+    tables = (path.with_suffix(".csv"), root / f"manifest_{wildcards.dataset}.csv", root / "manifest.csv")
+    return [path, *[table for table in tables if table.exists()][:1]]
+
+
+def python(*places):
+    """Every source file in these folders, and these files."""
+    return [str(file) for place in map(Path, places) for file in (sorted(place.rglob("*.py")) if place.is_dir() else [place])]
+
+
+def one_of(names):
+    return "|".join(map(re.escape, names))
 
 
 wildcard_constraints:
-    name="|".join(recipes),
-    dataset="|".join(first),
+    name=one_of(recipes),
+    dataset=one_of(first),
     suffix=r"(-seed\d+)?",
 
 
 rule figures:
     input:
-        metrics=[f"{RUNS}/{name}{suffix(seed)}/metrics.json" for name in recipes for seed in SEEDS if not (seed and change[name])],
-        code=["notebooks/05_figures.ipynb", "lib/results.py", "lib/claims.py", "lib/published.py", *python("lib/plots"), *python("lib/figures"), "data_manifests/published/numbers.yaml"],
+        metrics=[f"{RUNS}/{name}{suffix(seed)}/metrics.json" for name in recipes for seed in SEEDS
+                 if not (seed and recipes[name].sweep)],
+        code=python("lib/results.py", "lib/claims.py", "lib/published.py", "lib/plots", "lib/figures", "data_manifests/published/numbers.yaml"),
+        notebook="notebooks/05_figures.ipynb",
     output:
-        f"{RUNS}/figures/index.json",
-        f"{RUNS}/figures/results.md",
+        RUNS + "/figures/index.json",
+        RUNS + "/figures/results.md",
     log:
-        f"{RUNS}/05_figures.ipynb",
+        RUNS + "/05_figures.ipynb",
     params:
-        recipes=", ".join(recipes),
-        seeds=len(SEEDS),
+        parameters={"runs_dir": RUNS, "recipes": list(recipes), "seeds": len(SEEDS)},
+        cell_timeout=int(config.get("cell_timeout", 3600)),
     threads: CORES
-    shell:
-        PAPERMILL + "notebooks/05_figures.ipynb {log} -p runs_dir {RUNS} -y 'recipes: [{params.recipes}]' "
-        "-p seeds {params.seeds} -p figures_dir {RUNS}/figures"
+    script:
+        "lib/execute.py"
 
 
 rule data:
     input:
         manifest,
-        "notebooks/01_data.ipynb",
-        DATA_CODE,
+        code=python("lib/data"),
+        notebook="notebooks/01_data.ipynb",
     output:
         RUNS + "/data/{dataset}.json",
     log:
         RUNS + "/data/{dataset}.ipynb",
+    benchmark:
+        RUNS + "/benchmarks/data/{dataset}.tsv"
     params:
-        values=lambda wildcards: yaml.safe_dump(
-            {key: recipes[first[wildcards.dataset]].get(key) for key in ("dataset", "limit", "image_size", "patch")}, default_flow_style=True
-        ).strip(),
+        parameters=lambda wildcards: {
+            "recipe": str(planned[first[wildcards.dataset]][0]),
+            "changes": {**planned[first[wildcards.dataset]][1], "runs_dir": RUNS, "test_dataset": None, "dataset": str(cards[wildcards.dataset])},
+        },
+        cell_timeout=lambda wildcards: recipes[first[wildcards.dataset]].cell_timeout,
     threads: CORES
-    shell:
-        PAPERMILL + "notebooks/01_data.ipynb {log} -y '{params.values}' -p runs_dir {RUNS}"
+    script:
+        "lib/execute.py"
 
 
 rule train:
     input:
-        lambda wildcards: f"{RUNS}/data/{recipes[wildcards.name]['data']}.json",
-        "notebooks/02_train.ipynb",
-        TRAIN_CODE,
-        recipe=lambda wildcards: source[wildcards.name],
+        lambda wildcards: [f"{RUNS}/data/{name}.json" for name in data_of(recipes[wildcards.name])],
+        weights("weights_from"),
+        recipe_file,
+        code=python("lib/recipe.py", "lib/runs.py", "lib/training.py", "lib/objective.py", "lib/optimisation.py",
+                    "lib/selection.py", "lib/losses.py", "lib/models"),
+        notebook="notebooks/02_train.ipynb",
     output:
         RUNS + "/{name}{suffix}/best.safetensors",
     log:
         RUNS + "/{name}{suffix}/02_train.ipynb",
+    benchmark:
+        RUNS + "/benchmarks/train/{name}{suffix}.tsv"
     params:
-        seed=lambda wildcards: int(wildcards.suffix.removeprefix("-seed") or 0),
-        change=lambda wildcards: yaml.safe_dump(change[wildcards.name], default_flow_style=True, width=1000).strip(),
-    threads: lambda wildcards: recipes[wildcards.name].get("threads", 1)
-    shell:
-        PAPERMILL + "notebooks/02_train.ipynb {log} -f {input.recipe} -y '{params.change}' -p runs_dir {RUNS} -p seed {params.seed}"
+        parameters=parameters,
+        cell_timeout=lambda wildcards: recipes[wildcards.name].cell_timeout,
+    threads: lambda wildcards: recipes[wildcards.name].threads
+    resources:
+        gpu=min(1, config["gpus"]),
+    script:
+        "lib/execute.py"
 
 
 rule explain:
     input:
         RUNS + "/{name}{suffix}/best.safetensors",
-        twin,
-        "notebooks/03_explain.ipynb",
-        "lib/evaluation.py",
-        "lib/measures.py",
-        *python("lib/explain"),
-        recipe=lambda wildcards: source[wildcards.name],
+        weights("twin"),
+        recipe_file,
+        code=python("lib/evaluation.py", "lib/explain"),
+        notebook="notebooks/03_explain.ipynb",
     output:
         RUNS + "/{name}{suffix}/maps.safetensors",
         RUNS + "/{name}{suffix}/maps.json",
     log:
         RUNS + "/{name}{suffix}/03_explain.ipynb",
+    benchmark:
+        RUNS + "/benchmarks/explain/{name}{suffix}.tsv"
     params:
-        seed=rules.train.params.seed,
-        change=rules.train.params.change,
-    threads: lambda wildcards: recipes[wildcards.name].get("threads", 1)
-    shell:
-        PAPERMILL + "notebooks/03_explain.ipynb {log} -f {input.recipe} -y '{params.change}' -p runs_dir {RUNS} -p seed {params.seed}"
+        parameters=parameters,
+        cell_timeout=lambda wildcards: recipes[wildcards.name].cell_timeout,
+    threads: lambda wildcards: recipes[wildcards.name].threads
+    resources:
+        gpu=min(1, config["gpus"]),
+    script:
+        "lib/execute.py"
 
 
 rule evaluate:
     input:
         RUNS + "/{name}{suffix}/maps.safetensors",
-        "notebooks/04_evaluate.ipynb",
-        "lib/evaluation.py",
-        "lib/measures.py",
-        "lib/sanity.py",
-        *python("lib/metrics"),
-        recipe=lambda wildcards: source[wildcards.name],
+        weights("twin"),
+        recipe_file,
+        code=python("lib/evaluation.py", "lib/measures.py", "lib/sanity.py", "lib/metrics"),
+        notebook="notebooks/04_evaluate.ipynb",
     output:
         RUNS + "/{name}{suffix}/metrics.json",
         RUNS + "/{name}{suffix}/values.safetensors",
     log:
         RUNS + "/{name}{suffix}/04_evaluate.ipynb",
+    benchmark:
+        RUNS + "/benchmarks/evaluate/{name}{suffix}.tsv"
     params:
-        seed=rules.train.params.seed,
-        change=rules.train.params.change,
-    threads: lambda wildcards: recipes[wildcards.name].get("threads", 1)
-    shell:
-        PAPERMILL + "notebooks/04_evaluate.ipynb {log} -f {input.recipe} -y '{params.change}' -p runs_dir {RUNS} -p seed {params.seed}"
+        parameters=parameters,
+        cell_timeout=lambda wildcards: recipes[wildcards.name].cell_timeout,
+    threads: lambda wildcards: recipes[wildcards.name].threads
+    resources:
+        gpu=min(1, config["gpus"]),
+    script:
+        "lib/execute.py"
+
+
+onsuccess:
+    took = defaultdict(list)
+    for file in sorted(Path(RUNS, "benchmarks").glob("*/*.tsv")):
+        took[file.parent.name].append(float(next(csv.DictReader(file.open(), delimiter="\t"))["s"]))
+    with Path(RUNS, "figures/durations.csv").open("w", newline="") as table:
+        rows = csv.writer(table)
+        rows.writerow(["rule", "jobs", "seconds in all", "longest job"])
+        rows.writerows([rule, len(s), round(sum(s)), round(max(s))] for rule, s in took.items())

@@ -26,7 +26,7 @@ from lib.measures import (
     properties,
     sanity_summary,
 )
-from lib.recipe import DEMO, Recipe
+from lib.recipe import PROJECT, Measure, Recipe
 from lib.runs import Run, open_split, versions, write_json, write_tensors
 from lib.training import load_or_train
 
@@ -53,7 +53,7 @@ def auc(rows: Tensor) -> float:
 
 
 def explain_run(run: Run, batch: dict[str, Any], methods: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """Maps (N, H, W) of each method for the label's class, raw and signed, of a batch from `Run.test_images`.
+    """Maps (N, H, W) of each method for the label's class, raw and signed, of a batch from `Run.images`.
 
     Of the usual methods (none named here or in the recipe) those that cannot explain the model are left out with a
     warning that says why; a method that was named raises its TypeError.
@@ -70,9 +70,9 @@ def explain_run(run: Run, batch: dict[str, Any], methods: Sequence[str] | None =
 
 
 def classification_summary(run: Run) -> Summary:
-    """`classification_metrics` on the whole test split; for three-phase models also of each earlier phase."""
-    labels, probabilities = run.predict_test()
-    patients = open_split(run.recipe, "test").frame["patient"].tolist()
+    """`classification_metrics` on the whole evaluated split; for three-phase models also of each earlier phase."""
+    labels, probabilities = run.predictions()
+    patients = open_split(run.recipe, run.recipe.split).frame["patient"].tolist()
     correct = (probabilities.argmax(1) == labels).float()
     result = {"count": len(labels), "accuracy_interval": interval(correct, patients, run.recipe.resamples)}
     rows = torch.cat([labels[:, None].double(), probabilities.double()], 1)
@@ -80,15 +80,15 @@ def classification_summary(run: Run) -> Summary:
     result |= {"auc_interval": {"value": area.point, "low": area.low, "high": area.high}}
     result |= m.classification_metrics(labels, probabilities)
     for phase in run.earlier_phases:
-        earlier = m.classification_metrics(*run.predict_test(phase))
+        earlier = m.classification_metrics(*run.predictions(phase))
         result.setdefault("phases", {})[phase] = {key: earlier[key] for key in ("accuracy", "auc")}
     return result
 
 
 def correctness(run: Run) -> Values:
-    """Whether each test image is classified correctly; for three-phase models also after each earlier phase."""
+    """Whether each evaluated image is classified correctly; for three-phase models also after each earlier phase."""
     names = {"correct": "best", **{f"correct_{phase}": phase for phase in run.earlier_phases}}
-    predicted = {key: run.predict_test(name) for key, name in names.items()}
+    predicted = {key: run.predictions(name) for key, name in names.items()}
     return {key: (probabilities.argmax(1) == labels).float() for key, (labels, probabilities) in predicted.items()}
 
 
@@ -109,16 +109,27 @@ def summaries(run: Run, values: dict[str, Values], batch: dict[str, Any]) -> dic
     return {method: explanation_summary(run, found, batch) for method, found in values.items()}
 
 
+def measured(run: Run, maps: dict[str, Tensor], batch: dict[str, Any], what: Measure) -> dict[str, Values]:
+    """method -> a group of metrics of its maps, image by image; nothing where the recipe does not `measure` it."""
+    group = {"localisation": localisation, "faithfulness": faithfulness, "properties": properties}[what]
+    return {method: group(run, m, batch, method) for method, m in maps.items()} if what in run.recipe.measure else {}
+
+
+def explain_and_keep(run: Run) -> None:
+    """All that 03_explain keeps of a run: the maps of the recipe's methods."""
+    batch = run.images(run.recipe.explain_count)
+    run.write_maps(explain_run(run, batch), batch)
+
+
 def evaluate_run(run: Run) -> Summary:
     """All that 04_evaluate measures of a run whose maps are saved, written to its folder and returned."""
-    batch = run.test_images(run.recipe.explain_count)
-    values = {
-        method: localisation(*given) | faithfulness(*given) | properties(*given)
-        for method, maps in run.maps.items()
-        if (given := (run, maps, batch, method))
-    }
+    maps, batch = run.explained()
+    values: dict[str, Values] = {method: {} for method in maps}
+    for group in run.recipe.measure:
+        for method, found in measured(run, maps, batch, group).items():
+            values[method] |= found
     if run.recipe.aopc_grid and run.recipe.seed == 0:
-        perturbation_grids(run, run.maps, batch)
+        perturbation_grids(run, maps, batch)
     sanity = sanity_summary(run, batch) if run.recipe.sanity_count else {}
     return write_metrics(run, classification_summary(run), values, batch, sanity=sanity)
 
@@ -134,26 +145,28 @@ def write_metrics(
 ) -> Summary:
     """`metrics.json` (schema, recipe, versions, the groups of numbers, `more`) and `values.safetensors`."""
     kept = {f"{method}/{key}": v.float() for method, found in values.items() for key, v in found.items() if v.ndim == 1}
-    kept |= {f"{method}/top1": found["topk_precision"][:, 0] for method, found in values.items()}
-    kept |= {f"{method}/{key}": found[key][:, -1] for method, found in values.items()
-             for key in ("aopc", "aopc_lerf", "common_aopc") if key in found}  # fmt: skip
+    ends = {"top1": ("topk_precision", 0), "aopc": ("aopc", -1), "aopc_lerf": ("aopc_lerf", -1),
+            "common_aopc": ("common_aopc", -1)}  # fmt: skip
+    kept |= {f"{method}/{name}": found[key][:, at] for method, found in values.items()
+             for name, (key, at) in ends.items() if key in found}  # fmt: skip
     kept |= {f"classification/{key}": found for key, found in correctness(run).items()}
     kept |= {"images/has_mask": batch["has_mask"], "images/label": batch["label"]}
-    write_tensors(run.dir / "values.safetensors", kept)
-    content = {"schema": 2, "recipe": run.recipe.model_dump(), "versions": versions()}
+    frame = open_split(run.recipe, run.recipe.split).frame
+    content = {"schema": 3, "recipe": run.recipe.model_dump(), "versions": versions()}
     content |= {"reference": reference(run, batch), "grid_pointing_game": grid_pointing_game(run, batch)}
-    content |= {"classification": classification, "patients": open_split(run.recipe, "test").frame["patient"].tolist()}
-    content |= more
+    content |= {"classification": classification, "patients": frame["patient"].tolist()}
+    content |= {"images": frame["image"].tolist()} | more
     content["explanations"] = summaries(run, values, batch)
-    write_json(run.dir / "metrics.json", content)
+    with run.writing():
+        write_tensors(run.dir / "values.safetensors", kept)
+        write_json(run.dir / "metrics.json", content)
     return run.metrics
 
 
 def evaluate_demo(runs_dir: str) -> None:
     """Trains, explains and evaluates the demo recipe and its black-box twin."""
-    demo = Recipe(runs_dir=runs_dir, **DEMO)
+    demo = Recipe.load(PROJECT / "notebooks/recipes/demo.yaml", {"runs_dir": runs_dir})
     for recipe in (demo.blackbox_twin(), demo):
         run = load_or_train(recipe)
-        batch = run.test_images(recipe.explain_count)
-        run.write_maps(explain_run(run, batch), batch["id"], batch["label"])
+        explain_and_keep(run)
         evaluate_run(run)

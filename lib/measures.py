@@ -9,13 +9,14 @@ from torch import Tensor
 
 from lib import metrics as m
 from lib import sanity
+from lib.data import load_description
 from lib.explain import METHODS, explain
 from lib.metrics.perturbation import tile_count
 from lib.runs import Run, write_tensors
 from lib.training import blackbox_twin
 
 Values = dict[str, Tensor]  # metric -> (n,) or, for curves, (n, L): one row per image
-Batch = dict[str, Any]  # as `Run.test_images` gives it
+Batch = dict[str, Any]  # as `Run.images` gives it
 COMMON = ("perturbation_curve", "aopc", "deletion_curve", "deletion_area", "road")
 ROAD_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 POMPOM_EPS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.05, 0.1, 0.2, 0.5)
@@ -28,8 +29,8 @@ def explainer_of(run: Run, method: str, labels: Tensor) -> Callable[[Tensor], Te
 
 
 def patch_of(run: Run) -> int:
-    """Side in pixels of the localisation patches: the recipe's, else the data set's."""
-    return run.recipe.patch or run.description.patch
+    """Side in pixels of the localisation patches: the recipe's, else that of the data set evaluated on."""
+    return run.recipe.patch or load_description(run.recipe.test_dataset or run.recipe.dataset).patch
 
 
 def localisation(run: Run, maps: Tensor, batch: dict[str, Any], method: str) -> Values:
@@ -62,7 +63,7 @@ def localisation(run: Run, maps: Tensor, batch: dict[str, Any], method: str) -> 
 
 
 def perturbed(run: Run, batch: dict[str, Any]) -> Tensor:
-    """Indices of the images that are perturbed: the first `faithfulness_count` with a mask; without any, of all."""
+    """Indices of the images that are perturbed: `faithfulness_count` of those with a mask; without any, of all."""
     chosen = batch["has_mask"] if batch["has_mask"].any() else torch.ones_like(batch["has_mask"])
     return chosen.nonzero()[: run.recipe.faithfulness_count, 0]
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,53 +15,41 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lib.data import Description
+from lib.data import Description, load_description
 from lib.explain import METHODS
 from lib.metrics import bootstrap_ci
 from lib.plots import MAIN, VARIANTS
-from lib.recipe import PROJECT, Recipe
+from lib.recipe import PROJECT
 from lib.runs import Run, plain, write_whole
 
 ORDER = ("shapes", "digits", "chest", "fundus")
 Shown = dict[str, Any]  # {"value", "low", "high", "used"} of a number or of a curve
 
 
-def sweep_of(recipe: Recipe) -> tuple[str, str] | None:
-    """(sweep, parameter) of a point of a sweep, which is called SWEEP-VALUE after its parameter's value, else None.
-
-    The sweep's name holds the parameter's: `softcam_l1-0.0001` with l1 0.0001 is a point of the sweep `softcam_l1`.
-    """
-    found = re.fullmatch(r"(.+?)-(\d[\d.e+-]*)", recipe.name)
-    if not found:
-        return None
-    fits = [
-        key for key, value in recipe.model_dump().items()
-        if f"_{key}_" in f"_{found[1]}_" and isinstance(value, int | float) and f"{value:g}" == found[2]
-    ]  # fmt: skip
-    return (found[1], max(fits, key=len)) if fits else None
-
-
 class Results:
     """Evaluated runs, by data set and variant; where a recipe ran with several seeds, their mean and spread.
 
-    `runs` are those that are compared with one another; `points`, of sweeps (`sweep_of`), and `permuted`, trained on
-    permuted labels, are kept apart from them.
+    `runs` are those that are compared with one another; `points`, of sweeps, and `permuted`, trained on permuted
+    labels, are kept apart from them. Runs of a data set are compared image by image: ValueError where they are not
+    measured on the same ones.
     """
 
     def __init__(self, runs: Iterable[Run]):
         every = sorted(runs, key=lambda r: (list(VARIANTS).index(r.recipe.variant), r.recipe.name, r.recipe.seed))
         self.permuted = [run for run in every if run.recipe.random_labels]
-        self.points = [run for run in every if run not in self.permuted and sweep_of(run.recipe)]
+        self.points = [run for run in every if run not in self.permuted and run.recipe.sweep]
         self.runs = [run for run in every if run not in self.permuted and run not in self.points]
         if not self.runs:
             raise ValueError("runs: expected at least one evaluated run (with metrics.json), got none")
         self.metrics = {run.dir.name: run.metrics for run in every}
-        networks = {(run.description.name, run.recipe.architecture) for run in self.runs}
+        networks = {(measured_on(run), run.recipe.architecture) for run in self.runs}
         self.several = {name for name, count in Counter(name for name, _ in networks).items() if count > 1}
         names = {self.group(run) for run in self.runs}
         self.datasets = sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
         self.seeds = sorted({run.recipe.seed for run in self.runs})
         named = {(self.group(r), r.recipe.variant, r.recipe.name) for r in self.runs}
+        for dataset in self.datasets:
+            self.check_images([run for run in self.runs if self.group(run) == dataset])
         self.ambiguous = {pair for pair, count in Counter((d, v) for d, v, _ in named).items() if count > 1}
 
     @classmethod
@@ -76,9 +63,19 @@ class Results:
             if (recipes is None or recipe["name"] in recipes) and (seeds is None or recipe["seed"] < seeds)
         )
 
+    def check_images(self, runs: Sequence[Run]) -> None:
+        """ValueError naming two runs and the first image in which they differ, up to as many as both have."""
+        names = [run.dir.name for run in runs]
+        images = [self.metrics[name]["images"] for name in names]
+        for name, other in zip(names[1:], images[1:], strict=True):
+            for i, (a, b) in enumerate(zip(images[0], other, strict=False), 1):
+                if a != b:
+                    said = f"runs: {names[0]} and {name} are measured on other images: image {i} is {a} and {b}"
+                    raise ValueError(f"{said}; run 03 and 04 of both again")
+
     def group(self, run: Run) -> str:
         """What is compared with one another: a data set, or 'data set, architecture' where it has several."""
-        name = run.description.name
+        name = measured_on(run)
         return f"{name}, {run.recipe.architecture}" if name in self.several else name
 
     def label(self, run: Run) -> str:
@@ -98,7 +95,8 @@ class Results:
         return self.metrics[next(r for r in self.runs if self.group(r) == dataset).dir.name]
 
     def description(self, dataset: str) -> Description:
-        return next(r.description for r in self.runs if self.group(r) == dataset)
+        recipe = next(r.recipe for r in self.runs if self.group(r) == dataset)
+        return load_description(recipe.test_dataset or recipe.dataset)
 
     def heading(self, dataset: str) -> str:
         return f"{dataset} (synthetic)" if self.description(dataset).synthetic else dataset
@@ -175,14 +173,20 @@ class Results:
     def sweeps(self) -> dict[tuple[str, str], list[Run]]:
         """(sweep, parameter) -> its runs, by the parameter's value."""
         found: dict[tuple[str, str], list[Run]] = {}
-        for run in sorted(self.points, key=lambda run: getattr(run.recipe, sweep_of(run.recipe)[1])):
-            found.setdefault(sweep_of(run.recipe), []).append(run)
+        for run in sorted(self.points, key=lambda run: getattr(run.recipe, run.recipe.sweep.parameter)):
+            found.setdefault((run.recipe.sweep.name, run.recipe.sweep.parameter), []).append(run)
         return found
 
     def series(self, dataset: str, *keys: str) -> dict[str, dict]:
         """'method | variant' -> the values of a metric."""
         pairs = {f"{m} | {v}": self.value(dataset, v, "explanations", m, *keys) for m, v in self.explained(dataset)}
         return {key: found for key, found in pairs.items() if found}
+
+
+def measured_on(run: Run) -> str:
+    """The data set whose images a run was evaluated on, and 'validation' where it was on those."""
+    name = load_description(run.recipe.test_dataset or run.recipe.dataset).name
+    return name if run.recipe.split == "test" else f"{name} (validation)"
 
 
 def pooled(found: Sequence[Shown]) -> Shown | None:

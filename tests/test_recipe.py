@@ -1,3 +1,4 @@
+import json
 import math
 import subprocess
 import sys
@@ -6,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lib.experiments import experiments
 from lib.explain import METHODS
-from lib.recipe import PROJECT, FigureParameters, Recipe
+from lib.recipe import NOT_TRAINED, PROJECT, Recipe, checked
 
 EXPLAINER = {"method": "explainer_classifier", "alpha": 0.5, "lr_explainer": 0.1}
 FOLDER = PROJECT / "notebooks/recipes"
@@ -80,7 +82,7 @@ def test_the_papers_settings(recipe):
 
 def test_unknown_parameter_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match=r"x.yaml: unknown parameter 'epohcs'; known: .*\bepochs\b.*\bwidth\b"):
-        Recipe.checked({"epohcs": 3}, "x.yaml")
+        checked({"epohcs": 3}, "x.yaml")
 
 
 @pytest.mark.parametrize(
@@ -91,17 +93,20 @@ def test_unknown_parameter_is_named_with_the_known_ones():
         ({"epochs": "ten"}, "epochs: .*integer.*got 'ten'"),
         ({"method": "softcm"}, "method: .*'blackbox', 'softcam' or 'explainer_classifier', got 'softcm'"),
         ({"hybrid": 1}, "hybrid: .*boolean, got 1"),
-        ({"name": "../up"}, "name: .*got '../up'"),
+        ({"name": "../up"}, "name: expected a letter or digit, .*got '../up'"),
+        ({"name": "x; touch y"}, "name: expected .*got 'x; touch y'"),
+        ({"name": "a.. "}, "name: expected .*got 'a.. '"),
+        ({"class_weights": [1.0, 0.0]}, "class_weights: .*greater than 0, got 0.0"),
+        ({"seed": 2**32}, "seed: .*less than 4294967296, got 4294967296"),
+        ({"sweep": {"name": "x"}}, "sweep: Field required"),
+        ({"measure": ["sanity"]}, "measure: .*'localisation', 'faithfulness' or 'properties', got 'sanity'"),
         ({"l1": -1.0}, "l1: .*greater than or equal to 0, got -1.0"),
         ({"method": "explainer_classifier", "epochs": [1, 2]}, r"epochs: expected one value or 3 for .*got \[1, 2\]"),
         ({"epochs": [1, 2, 3]}, r"epochs: expected one value or 1 for softcam, got \[1, 2, 3\]"),
         ({"epochs": -1}, "epochs: expected nothing below 0, got -1"),
         ({"lr": -0.1}, "lr: expected nothing below 0, got -0.1"),
-        (
-            {"method": "explainer_classifier"},
-            "'explainer' would not train the Explainer with lr_explainer 0.0, alpha 1",
-        ),
-        ({"warmup_epochs": 2}, "warmup_epochs: expected 0 for the schedule 'onecycle', got 2"),
+        ({**EXPLAINER, "alpha": 1.0}, "'explainer' would not train with lr_explainer 0.1, alpha 1"),
+        ({"warmup_epochs": 2}, "warmup_epochs: expected 0 for 'onecycle', got 2"),
         ({"criterion": "hinge"}, "criterion: .*'cross_entropy', 'focal', .*got 'hinge'"),
         ({"sampling": "balanced"}, "sampling: .*'instance', 'class_balanced', 'progressive'.*got 'balanced'"),
         ({"sampling_decay": 1.0}, "sampling_decay: .*less than 1, got 1.0"),
@@ -123,15 +128,15 @@ def test_unknown_parameter_is_named_with_the_known_ones():
 )
 def test_ill_typed_parameters_are_named(values, message):
     with pytest.raises(ValueError, match=message):
-        Recipe.checked(values, "x.yaml")
+        checked(values, "x.yaml")
 
 
 def test_integer_where_a_number_is_expected_and_precision_as_number():
-    recipe = Recipe.checked({"lr": 1, "precision": 32}, "x.yaml")
+    recipe = checked({"lr": 1, "precision": 32}, "x.yaml")
     assert recipe.lr == 1.0
     assert recipe.precision == "32"
-    assert Recipe.checked({"class_weights": "none"}, "x.yaml").class_weights is None
-    assert Recipe.checked({"class_weights": [1, 2.5]}, "x.yaml").class_weights == [1.0, 2.5]
+    assert checked({"class_weights": "none"}, "x.yaml").class_weights is None
+    assert checked({"class_weights": [1, 2.5]}, "x.yaml").class_weights == [1.0, 2.5]
 
 
 def test_missing_recipe_file():
@@ -169,7 +174,7 @@ def test_every_registered_method_can_be_asked_for_and_known_ones_without_the_reg
 
 def test_parameters_say_what_their_names_do_not():
     plain = {name for name, field in Recipe.model_fields.items() if not field.description}
-    assert plain == {"seed", "method", "epochs", "lr_explainer", "optimizer", "schedule", "weight_decay", "device"}
+    assert plain == {"method", "epochs", "lr_explainer", "optimizer", "schedule", "weight_decay", "device"}
 
 
 def test_phases_take_one_value_each():
@@ -228,27 +233,109 @@ def test_run_dir_carries_the_seed():
     assert Recipe(name="x", runs_dir="runs", seed=2).run_dir == PROJECT / "runs/x-seed2"
 
 
-def test_from_notebook_takes_plain_variables_only():
-    def function():
-        pass
+def test_changes_are_over_what_the_file_says(tmp_path):
+    path = tmp_path / "one.yaml"
+    path.write_text("name: one\nlr: 0.1\nepochs: 3\n")
+    assert Recipe.load(path, {"lr": 0.2}) == Recipe(name="one", lr=0.2, epochs=3)
+    with pytest.raises(ValueError, match=r"one.yaml with changes: unknown parameter 'learning_rate'; known: "):
+        Recipe.load(path, {"learning_rate": 0.2})
+    with pytest.raises(ValueError, match="changes: expected a dict of parameters, got 'lr'"):
+        Recipe.load(path, "lr")
 
-    namespace = {
-        "__name__": "__main__",
-        "_i1": "x",
-        "lr": 0.01,
-        "Recipe": Recipe,
-        "pytest": pytest,
-        "function": function,
-    }
-    assert Recipe.from_notebook(namespace) == Recipe(lr=0.01)
-    with pytest.raises(ValueError, match="notebook parameters: unknown parameter 'learning_rate'"):
-        Recipe.from_notebook({"learning_rate": 0.01})
-    again = {**namespace, "lr": 0.02}
-    Recipe.from_notebook(again)
-    again.update(run="defined by a later cell", l1=0.5)
-    assert Recipe.from_notebook(again) == Recipe(lr=0.02, l1=0.5)  # cells run again in the same kernel
-    with pytest.raises(ValueError, match="unknown parameter 'figure_dir'; known: figures_dir, recipes, runs_dir"):
-        FigureParameters.from_notebook({"figure_dir": "x"})
+
+def stored(folder, **values):
+    folder.mkdir(parents=True)
+    (folder / "recipe.json").write_text(json.dumps({"recipe": Recipe(**values).model_dump()}))
+    return folder
+
+
+def test_a_run_folder_is_a_recipe(tmp_path):
+    folder = stored(tmp_path / "moved/one-seed2", name="one", seed=2, lr=0.2, device="gpu", runs_dir="elsewhere")
+    recipe = Recipe.load(folder)
+    assert recipe == Recipe(name="one", seed=2, lr=0.2, device="auto", runs_dir=str(tmp_path / "moved"))
+    assert recipe.run_dir == folder
+    assert Recipe.load(folder, {"name": "two", "device": "cpu"}).run_dir == tmp_path / "moved/two-seed2"
+    folder.rename(folder.with_name("three"))
+    with pytest.raises(ValueError, match="three: expected the folder's name to be its run's, one-seed2"):
+        Recipe.load(folder.with_name("three"))
+
+
+def test_a_folder_without_a_readable_recipe_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no run, expected a recipe.json in it; train with notebooks/02_train"):
+        Recipe.load(tmp_path)
+    for content in ("", "[]", "{}", '{"recipe": 3}', '{"recipe": {'):
+        (tmp_path / "recipe.json").write_text(content)
+        with pytest.raises(ValueError, match=r"recipe.json: expected JSON with a recipe, got .*; train again"):
+            Recipe.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Ann's data (2024)", "Größe [3]", "a+b=c", "x-1e+06", "my images", "Ä"])
+def test_honest_names(name):
+    assert Recipe(name=name).run_dir.name == name
+
+
+def test_streams_differ_by_seed_phase_and_purpose():
+    purposes = [
+        ("weights",),
+        ("order", "classifier", 0),
+        ("order", "classifier", 1),
+        ("order", "explainer", 0),
+        ("train", "joint"),
+    ]
+    seeds = [Recipe(seed=seed).stream(*purpose) for seed in range(50) for purpose in purposes]
+    assert len(set(seeds)) == len(seeds)
+    assert Recipe(seed=3).stream("weights") == Recipe(seed=3, name="other", lr=0.1).stream("weights")
+
+
+def test_training_parameters_are_those_that_weights_depend_on():
+    assert set(Recipe.model_fields) >= NOT_TRAINED
+    assert Recipe(topk=3, device="cpu", split="val").training == Recipe(name="x", runs_dir="y").training
+    assert Recipe(lr=0.1).training != Recipe().training
+
+
+def test_the_phases_of_an_explainer_need_no_settings():
+    first, second, third = Recipe(method="explainer_classifier").phases
+    assert (first.lr_explainer, second.alpha < 1, third.lr_explainer > 0) == (0, True, True)
+
+
+def folder_of(tmp_path, **files):
+    for name, text in files.items():
+        path = tmp_path / f"{name.replace('__', '/')}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def test_experiments_are_recipes_and_points_of_sweeps(tmp_path):
+    sweep = "base: one\nparameter: l1\nvalues: [0.0, 1.0e+6]\nset: {epochs: 2}\n"
+    found = experiments(folder_of(tmp_path, one="name: one\nepochs: 9\n", demo="name: demo\n", sweeps__path=sweep))
+    assert list(found) == ["one", "path-0", "path-1e+06"]
+    point = Recipe.load(*found["path-1e+06"])
+    assert (point.l1, point.epochs, point.sweep.name, point.sweep.parameter) == (1e6, 2, "path", "l1")
+    assert Recipe.load(*found["one"]).sweep is None
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"one": "name: two\n"}, "one.yaml: name: expected 'one' as the file is called, got 'two'"),
+        ({"one": "name: one\ntwin: two\n"}, "one.yaml: twin: no recipe 'two' in"),
+        ({"one": "name: one\nweights_from: two\n"}, "one.yaml: weights_from: no recipe 'two' in"),
+        ({"one": "name: one\nlearning: 1\n"}, "one.yaml: unknown parameter 'learning'"),
+        ({"one": "name: one\n", "sweeps__s": "base: one\n"}, "s.yaml: expected base, parameter, values .*got base"),
+        (
+            {"one": "name: one\n", "sweeps__s": "base: two\nparameter: l1\nvalues: [1]\n"},
+            "s.yaml: base: expected a recipe of .*got 'two'",
+        ),
+        (
+            {"one": "name: one\n", "sweeps__s": "base: one\nparameter: l3\nvalues: [1]\n"},
+            "unknown parameter 'l3'",
+        ),
+    ],
+)
+def test_experiments_that_cannot_be_are_named(tmp_path, files, message):
+    with pytest.raises(ValueError, match=message):
+        experiments(folder_of(tmp_path, **files))
 
 
 def test_project_is_the_repository():

@@ -12,7 +12,8 @@ from nbstripout import strip_output
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from lib.recipe import DEMO, PROJECT, FigureParameters, Recipe
+from lib.experiments import experiments
+from lib.recipe import PROJECT, Recipe
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("0*.ipynb"))
 
@@ -49,12 +50,16 @@ def test_notebooks_are_committed_clean(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_first_code_cell_holds_known_parameters_at_their_defaults(path):
+def test_a_notebook_takes_a_recipe_and_changes_and_nothing_else(path):
     cell = code_cells(path)[0]
     assert cell.metadata.tags == ["parameters"]
     values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
-    demo = FigureParameters() if path.stem == "05_figures" else Recipe(**DEMO)
-    assert type(demo).checked(values, path.name) == demo
+    if path.stem == "05_figures":
+        assert values == {"runs_dir": "runs", "recipes": None, "seeds": None}
+    else:
+        assert values == {"recipe": "notebooks/recipes/demo.yaml", "changes": {}}
+        assert code_cells(path)[1].source.endswith("settings = Recipe.load(recipe, changes)")
+        assert Recipe.load(**{"path": values["recipe"], "changes": values["changes"]}).name == "demo"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -65,8 +70,8 @@ def test_notebooks_define_no_functions_and_have_short_cells(path):
 
 
 def test_every_recipe_in_the_pipeline_has_its_twin():
-    for path in (PROJECT / "notebooks/recipes").glob("*.yaml"):
-        recipe = Recipe.load(path)
+    for path, changes in experiments(PROJECT / "notebooks/recipes").values():
+        recipe = Recipe.load(path, changes)
         if recipe.method != "blackbox":
             twin = Recipe.load(path.with_name(f"{recipe.twin}.yaml"))
             assert (twin.method, twin.dataset) == ("blackbox", recipe.dataset)
@@ -76,11 +81,11 @@ def test_committed_figures_are_indexed_and_shown_in_the_readme():
     index = json.loads((PROJECT / "figures/index.json").read_text())
     pictures = {path.name for path in (PROJECT / "figures").glob("*.png")}
     assert pictures == {name for name in index if name.endswith(".png")}
-    names = {path.stem for path in (PROJECT / "notebooks/recipes").glob("*.yaml")}
+    planned = {name: Recipe.load(*one) for name, one in experiments(PROJECT / "notebooks/recipes").items()}
+    names = {name for name, recipe in planned.items() if not recipe.sweep}
     assert set(index["accuracy.png"]["recipes"]) == names
-    sweeps = {path.stem for path in (PROJECT / "notebooks/recipes/sweeps").glob("*.yaml")}
     for name in pictures:
-        assert {recipe for recipe in index[name]["recipes"] if recipe.split("-")[0] not in sweeps} <= names
+        assert set(index[name]["recipes"]) <= set(planned)
         assert re.fullmatch(r"[0-9a-f]{64}", index[name]["data_sha256"])
         assert f"figures/{name}" in (PROJECT / "README.md").read_text()
 

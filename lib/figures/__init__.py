@@ -155,8 +155,8 @@ FIGURES = {
     ),
     "regularisation_path": Entry(
         regularisation_path,
-        "Performance and explanation on the test images against the weights of the penalties, each point a "
-        "model trained with that value; to be looked at, not to choose a weight by (that is for validation images).",
+        "Performance and explanation on validation images against the weights of the penalties, each point a model "
+        "trained with that value.",
         "the runs of a sweep (notebooks/recipes/sweeps)",
         lambda results: results.points,
     ),
@@ -185,7 +185,10 @@ def save(name: str, results: Results, folder: Path) -> None:
     """
     entry, file = FIGURES[name], folder / f"{name}.png"
     index = json.loads((folder / "index.json").read_text()) if (folder / "index.json").exists() else {}
-    index.pop(file.name, None)
+    index = {key: said for key, said in index.items() if Path(key).stem in FIGURES and key != file.name}
+    for stale in folder.glob("*.png"):
+        if stale.stem not in FIGURES:
+            stale.unlink()
     drawn = entry.draw(results)
     if drawn is None:
         print(f"{name}: not drawn; it needs {entry.needs}.")

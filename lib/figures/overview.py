@@ -36,7 +36,7 @@ def typical(results: Results, dataset: str) -> dict[str, Any]:
     if not maps:
         return {}
     n = min(len(values) for values in maps.values())
-    batch = columns[next(iter(maps))].test_images(n)
+    batch = columns[next(iter(maps))].images(n)
     share = {pair: activation_precision(values[:n], batch["mask"].bool()) for pair, values in maps.items()}
     runs = {columns[pair].dir: columns[pair] for pair in maps}.values()
     right = torch.stack([run.predict(batch["image"]).argmax(1) == batch["label"] for run in runs]).all(0)

@@ -32,7 +32,7 @@ LINES: dict[
     },
 }
 MEANING = {
-    "l1": "l1, weight of mean |A| (sparse →)",
+    "l1": "l1, weight of mean ‖A‖₁ (sparse →)",
     "l2": "l2, weight of mean ‖A‖₂ (ridge →)",
     "beta": "beta: contiguity alone (0) … sparsity alone (1)",
     "gamma": "gamma, weight of the penalty outside the region",
@@ -90,5 +90,6 @@ def regularisation_path(results: Results) -> Drawn | None:
         ax.set_xlabel(MEANING.get(parameter, parameter))
     limits = {(run.recipe.limit or {}).get("train") for runs in sweeps.values() for run in runs}
     where = f" on {limits.pop()} images" if len(limits) == 1 and None not in limits else ""
-    plots.footnote(fig, f"Each point: a model trained with that value{where}. Band: 95 % bootstrap interval, one seed.")
+    said = f"Each point: a model trained with that value{where}, measured on validation images."
+    plots.footnote(fig, f"{said} Band: 95 % bootstrap interval, one seed.")
     return fig, data

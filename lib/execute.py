@@ -1,0 +1,103 @@
+"""Running a notebook without a person, by papermill's API: a hung or dead kernel ends, and is tried once more.
+
+The Snakefile calls this file as a script, so that no name of a recipe, a card or a file passes through a shell.
+"""
+
+import logging
+import os
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+import psutil
+from filelock import FileLock, Timeout
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+ATTEMPTS = 2
+
+
+def execute(notebook: str | Path, output: str | Path, parameters: dict[str, Any], cell_timeout: int = 3600) -> None:
+    """Runs a notebook into `output`; no cell may take longer than `cell_timeout` seconds.
+
+    RuntimeError naming notebook, cell and recipe where the kernel hung or died twice; papermill's own error where a
+    cell raised. The kernel is gone afterwards, whatever happened.
+    """
+    logging.getLogger("traitlets").setLevel(logging.ERROR)  # the port race at a kernel's start, harmless
+    recipe = (parameters.get("changes") or {}).get("name") or parameters.get("recipe", "the default recipe")
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            papermill.execute_notebook(
+                notebook, output, parameters, kernel_name="python3", progress_bar=False, start_timeout=180,
+                execution_timeout=cell_timeout,
+            )  # fmt: skip
+            return
+        except (CellTimeoutError, DeadKernelError) as error:
+            hung = isinstance(error, CellTimeoutError)
+            what = f"took longer than cell_timeout, {cell_timeout} s" if hung else "lost its kernel"
+            said = f"{Path(notebook).name}, cell {last_started(output)}, recipe {recipe}: {what}"
+            print(f"{said} (attempt {attempt} of {ATTEMPTS})", file=sys.stderr, flush=True)
+    raise RuntimeError(f"{said}, {ATTEMPTS} times; the notebook as far as it came: {output}")
+
+
+def last_started(output: str | Path) -> int:
+    """Number, from 1 on, of the last cell of an executed notebook that was begun."""
+    cells = [
+        c for c in nbformat.read(output, as_version=4).cells if "injected-parameters" not in c.metadata.get("tags", [])
+    ]
+    return max(
+        (i for i, cell in enumerate(cells, 1) if cell.metadata.get("papermill", {}).get("start_time")), default=1
+    )
+
+
+def take_gpu(count: int) -> FileLock | None:
+    """Makes one of the visible GPUs this process' own, waiting for a free one, as long as the lock is kept.
+
+    `count`: how many there are where CUDA_VISIBLE_DEVICES does not say. None where there is none.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name for name in given.split(",") if name] if given is not None else [str(i) for i in range(count)]
+    while names:
+        for name in names:
+            lock = FileLock(Path(tempfile.gettempdir()) / f"in-model-gpu-{name}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            os.environ["CUDA_VISIBLE_DEVICES"] = name
+            return lock
+        time.sleep(1)
+    return None
+
+
+def end_with(pid: int) -> None:
+    """Ends this process, and so its kernel, within seconds after the process `pid`, the pipeline's."""
+
+    def watch() -> None:
+        while psutil.pid_exists(pid):
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(job: Any) -> None:
+    """A job of the Snakefile: its notebook is an input, what it executes to is its log."""
+    end_with(job.config["pid"])
+    gpu = take_gpu(job.config["gpus"]) if job.resources.get("gpu") else None  # until this process ends
+    try:
+        execute(job.input.notebook, job.log[0], job.params.parameters, job.params.cell_timeout)
+    except papermill.PapermillExecutionError as error:
+        sys.exit(f"{job.log[0]}: cell {error.exec_count}: {error.ename}: {error.evalue}")
+    except RuntimeError as error:
+        sys.exit(str(error))
+    finally:
+        del gpu
+
+
+if "snakemake" in globals():
+    main(globals()["snakemake"])
