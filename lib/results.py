@@ -95,8 +95,7 @@ class Results:
         return self.metrics[next(r for r in self.runs if self.group(r) == dataset).dir.name]
 
     def description(self, dataset: str) -> Description:
-        recipe = next(r.recipe for r in self.runs if self.group(r) == dataset)
-        return load_description(recipe.test_dataset or recipe.dataset)
+        return data_of(next(r for r in self.runs if self.group(r) == dataset))
 
     def heading(self, dataset: str) -> str:
         return f"{dataset} (synthetic)" if self.description(dataset).synthetic else dataset
@@ -183,10 +182,14 @@ class Results:
         return {key: found for key, found in pairs.items() if found}
 
 
+def data_of(run: Run) -> Description:
+    """The data set whose images a run was evaluated on."""
+    return load_description(run.recipe.test_dataset) if run.recipe.test_dataset else run.description
+
+
 def measured_on(run: Run) -> str:
-    """The data set whose images a run was evaluated on, and 'validation' where it was on those."""
-    name = load_description(run.recipe.test_dataset or run.recipe.dataset).name
-    return name if run.recipe.split == "test" else f"{name} (validation)"
+    """Its name, and 'validation' where it was on those images."""
+    return data_of(run).name if run.recipe.split == "test" else f"{data_of(run).name} (validation)"
 
 
 def pooled(found: Sequence[Shown]) -> Shown | None:

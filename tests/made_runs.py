@@ -19,7 +19,17 @@ def summary(value, spread=0.1, used=4):
     return {"value": value, "low": value - spread, "high": value + spread, "used": used, "undefined": 0}
 
 
-def made_run(name, method="blackbox", seed=0, values=None, explanations=None, patients=(), folder="runs", **changes):
+def made_run(
+    name,
+    method="blackbox",
+    seed=0,
+    values=None,
+    explanations=None,
+    patients=(),
+    images="abcd",
+    folder="runs",
+    **changes,
+):
     """A run of a recipe. values: 'METHOD/METRIC' -> list; explanations: method -> metric -> summary."""
     given = {"lr_explainer": [0.0, 0.1, 0.1], "alpha": [1.0, 0.5, 0.5]} if method == "explainer_classifier" else {}
     recipe = Recipe(name=name, method=method, seed=seed, **given, **changes)
@@ -29,6 +39,7 @@ def made_run(name, method="blackbox", seed=0, values=None, explanations=None, pa
     found.setdefault("images/label", torch.ones(4, dtype=torch.long))
     metrics = {
         "recipe": recipe.model_dump(), "explanations": explanations, "patients": list(patients) or [""] * 4,
+        "images": list(images),
         "classification": {"count": 4, "accuracy_interval": summary(0.9), "auc_interval": summary(0.95)},
         "reference": {"topk_ceiling": [1.0, 0.9], "topk_chance": 0.2},
     }  # fmt: skip

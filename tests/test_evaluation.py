@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from lib import recipe
-from lib.evaluation import classification_summary, correctness, evaluate_run, explain_run, interval
+from lib.evaluation import classification_summary, correctness, evaluate_run, explain_and_keep, explain_run, interval
 from lib.runs import Run
+from lib.training import load_or_train
 
 
 @pytest.fixture(scope="module")
 def evaluated(trained):
     found = {}
     for name, run in trained.items():
-        batch = run.test_images(run.recipe.explain_count)
-        run.write_maps(explain_run(run, batch), batch["id"], batch["label"])
+        explain_and_keep(run)
         found[name] = (run, evaluate_run(run))
     return found
 
@@ -31,7 +31,7 @@ def test_interval_of_values_and_of_columns():
 
 def test_metrics_json_holds_every_number_with_its_interval(evaluated):
     for name, (run, metrics) in evaluated.items():
-        groups = {"reference", "grid_pointing_game", "classification", "patients", "explanations", "sanity"}
+        groups = {"reference", "grid_pointing_game", "classification", "patients", "images", "explanations", "sanity"}
         assert set(metrics) == {"schema", "recipe", "versions"} | groups
         assert list(metrics["explanations"]) == list(run.maps)
         accuracy = metrics["classification"]["accuracy"]
@@ -66,7 +66,7 @@ def test_values_hold_every_number_image_by_image(evaluated):
             assert values[f"{method}/top1"].nanmean().item() == pytest.approx(found["topk_precision"]["value"][0])
             assert values[f"{method}/aopc"].nanmean().item() == pytest.approx(found["aopc"]["value"][-1], abs=1e-6)
             assert len(values[f"{method}/gini"]) == run.recipe.explain_count
-        assert values["images/has_mask"].tolist() == run.test_images(run.recipe.explain_count)["has_mask"].tolist()
+        assert values["images/has_mask"].tolist() == run.images(run.recipe.explain_count)["has_mask"].tolist()
 
 
 def test_correctness_of_the_phases(trained):
@@ -79,9 +79,23 @@ def test_correctness_of_the_phases(trained):
 
 def test_a_usual_method_that_cannot_explain_the_model_is_left_out_and_a_named_one_raises(trained, monkeypatch):
     run = trained["softcam"]
-    batch = run.test_images(2)
+    batch = run.images(2)
     monkeypatch.setitem(recipe.USUAL_METHODS, "softcam", ("evidence", "explainer"))
     with pytest.warns(UserWarning, match="compact: without explainer: expected a model with an Explainer"):
         assert list(explain_run(run, batch)) == ["evidence"]
     with pytest.raises(TypeError, match="explainer: expected a model with an Explainer"):
         explain_run(run, batch, ["explainer"])
+
+
+def test_what_a_recipe_does_not_measure_is_not_measured(trained, tiny):
+    recipe = trained["softcam"].recipe.replace(measure=["localisation"], split="val", explain_methods=["evidence"])
+    run = load_or_train(recipe)
+    explain_and_keep(run)
+    metrics = evaluate_run(run)
+    assert set(metrics["explanations"]["evidence"]) >= {"topk_precision", "activation_precision"}
+    assert not {"aopc", "gini"} & set(metrics["explanations"]["evidence"])
+    assert len(metrics["images"]) == metrics["classification"]["count"] == 8
+    assert metrics["images"] == run.images()["id"]
+    explain_and_keep(trained["softcam"])
+    evaluate_run(trained["softcam"])
+    assert len(trained["softcam"].metrics["images"]) == 12

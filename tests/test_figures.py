@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lib import figures, plots, viewer
-from lib.evaluation import evaluate_run, explain_run
+from lib import figures, plots
+from lib.evaluation import evaluate_run, explain_and_keep
 from lib.figures import explainer, overview
 from lib.results import Results, data_hash, deviations, markdown, table
 from lib.runs import Run, write_json, write_tensors
@@ -28,7 +28,7 @@ SHOWN = {  # recipes of a figure, where it does not show every run
     **{name: ["ec"] for name in ("pompom", "pompom_epsilon", "training_phases")},
     **{name: ["bb", "sc"] for name in ("aopc_grid", "mean_f_grid", "sanity")},
     "label_randomisation": ["random_labels_sc-1", "sc"],
-    "regularisation_path": ["explainer_beta-0.5", "explainer_beta-0.9", "softcam_l1-0", "softcam_l1-0.0001"],
+    "regularisation_path": ["ec_beta-0.5", "ec_beta-0.9", "sc_l1-0", "sc_l1-0.0001"],
 }
 
 
@@ -43,8 +43,7 @@ def copied(run, **changes):
 @pytest.fixture(scope="module")
 def results(trained):
     for run in trained.values():
-        batch = run.test_images(run.recipe.explain_count)
-        run.write_maps(explain_run(run, batch), batch["id"], batch["label"])
+        explain_and_keep(run)
         evaluate_run(run)
     for name in ("blackbox", "softcam"):
         run = trained[name]
@@ -59,8 +58,14 @@ def results(trained):
 @pytest.fixture(scope="module")
 def everything(results, trained):
     """The runs, points of two sweeps and a run on permuted labels."""
-    points = [copied(trained["softcam"], name=f"softcam_l1-{l1:g}", l1=l1) for l1 in (0.0, 1e-4)]
-    points += [copied(trained["explainer"], name=f"explainer_beta-{beta:g}", beta=beta) for beta in (0.5, 0.9)]
+
+    def swept(run, parameter, value):
+        name = f"{run.recipe.name}_{parameter}"
+        changes = {"name": f"{name}-{value:g}", parameter: value, "sweep": {"name": name, "parameter": parameter}}
+        return copied(run, **changes)
+
+    points = [swept(trained["softcam"], "l1", l1) for l1 in (0.0, 1e-4)]
+    points += [swept(trained["explainer"], "beta", beta) for beta in (0.5, 0.9)]
     permuted = copied(trained["softcam"], name="random_labels_sc-1", random_labels=True)
     return Results([*trained.values(), *points, permuted])
 
@@ -239,12 +244,3 @@ def test_evolution_and_curves(trained):
     plots.evolution_strip(run.evolution, signed=False)
     plots.loss_curves(run.history)
     assert plots.evolution_gif(run.evolution, signed=False)[:4] == b"GIF8"
-
-
-def test_viewer_draws_each_image_and_method(trained):
-    run = trained["softcam"]
-    batch = run.test_images(3)
-    widget = viewer.browse(batch, explain_run(run, batch), run.description.classes)
-    slider, choice = widget.children[:2]
-    assert (slider.max, choice.options) == (2, ("evidence", "evidence_difference", "random"))
-    slider.value, choice.value = 2, "random"

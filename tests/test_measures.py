@@ -12,7 +12,7 @@ from lib.training import blackbox_twin
 @pytest.fixture(scope="module")
 def softcam(trained):
     run = trained["softcam"]
-    batch = run.test_images(12)
+    batch = run.images(12)
     return run, batch, explain_run(run, batch, ["evidence"])["evidence"]
 
 
@@ -49,7 +49,7 @@ def test_an_in_model_map_is_also_judged_by_the_black_box(softcam):
 
 def test_a_perfect_map_is_worth_everything(trained):
     run = trained["blackbox"]
-    batch = run.test_images(12)
+    batch = run.images(12)
     perfect = measures.localisation(run, batch["mask"].float() + 1e-9, batch, "random")
     for name in ("pointing_game", "relevance_rank_accuracy", "best_iou"):
         values = perfect[name]
@@ -114,7 +114,7 @@ def test_grids_are_mean_curves_and_kept(softcam):
 
 def test_sanity_marks_the_map_that_does_not_depend_on_the_model(softcam):
     run, batch, maps = softcam
-    run.write_maps({"evidence": maps, "random": torch.rand(maps.shape)}, batch["id"], batch["label"])
+    run.write_maps({"evidence": maps, "random": torch.rand(maps.shape)}, batch)
     run.recipe = run.recipe.replace(sanity_count=2)
     found = measures.sanity_summary(run, batch)
     assert found["random"]["unchanged"] is True

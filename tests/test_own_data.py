@@ -45,9 +45,9 @@ def test_three_classes_without_masks_are_trained_explained_evaluated_and_drawn(c
         faithfulness_count=3, aopc_steps=4, deletion_steps=3, resamples=30, ig_steps=4, lr=0.01,
     )  # fmt: skip
     run = train(recipe)
-    batch = run.test_images(9)
+    batch = run.images(9)
     assert not batch["has_mask"].any()
-    run.write_maps(explain_run(run, batch), batch["id"], batch["label"])
+    run.write_maps(explain_run(run, batch), batch)
     metrics = evaluate_run(run)
     assert len(metrics["classification"]["per_class"]) == 3
     assert metrics["classification"]["auc_interval"]["value"] == pytest.approx(metrics["classification"]["auc"])
@@ -71,7 +71,7 @@ def test_images_of_different_sizes_need_an_image_size(card, tmp_path):
     recipe = Recipe(name="x", dataset=str(card.parent / "sizes.yaml"), runs_dir=str(tmp_path))
     with pytest.raises(ValueError, match=r"image_size: expected a number, since the images of .*sizes.yaml differ"):
         open_split(recipe, "train")
-    batch = Run(tmp_path, recipe.replace(image_size=16)).test_images(2)
+    batch = Run(tmp_path, recipe.replace(image_size=16)).images(2)
     assert batch["image"].shape == (2, 3, 16, 16)
 
 
@@ -86,6 +86,6 @@ def test_masks_of_zero_and_one_count(card, tmp_path):
     rows.to_csv(card.parent / "masks.csv", index=False)
     (card.parent / "masks.yaml").write_text(yaml.safe_dump({**CARD, "name": "masks", "annotation": "mask"}))
     recipe = Recipe(name="x", dataset=str(card.parent / "masks.yaml"), runs_dir=str(tmp_path))
-    batch = Run(tmp_path, recipe).test_images(3)
+    batch = Run(tmp_path, recipe).images(3)
     assert batch["has_mask"].tolist() == [True, False, False]
     assert torch.equal(batch["mask"].sum((1, 2)), torch.tensor([16, 0, 0]))

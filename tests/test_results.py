@@ -6,34 +6,39 @@ import torch
 from made_runs import made_run, summary
 
 from lib.figures.numbers import Number
-from lib.recipe import Recipe
-from lib.results import Results, mean_interval, pooled, sweep_of, write_table
+from lib.results import Results, mean_interval, pooled, write_table
+
+L1 = {"name": "path", "parameter": "l1"}
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"name": "softcam_l1-0.0001", "l1": 1e-4}, ("softcam_l1", "l1")),
-        ({"name": "softcam_l1-1e-05", "l1": 1e-5}, ("softcam_l1", "l1")),
-        ({"name": "softcam_l1-0", "l1": 0.0}, ("softcam_l1", "l1")),
-        ({"name": "l2-0.1", "l2": 0.1}, ("l2", "l2")),
-        ({"name": "a_focal_gamma-2", "focal_gamma": 2.0, "gamma": 2.0}, ("a_focal_gamma", "focal_gamma")),
-        ({"name": "softcam_l1-0.0001", "l1": 1e-3}, None),
-        ({"name": "shapes_l1", "l1": 1.0}, None),
-        ({"name": "demo-blackbox"}, None),
-        ({"name": "model-5", "epochs": 5}, None),
-    ],
-)
-def test_sweep_of(changes, expected):
-    assert sweep_of(Recipe(method="softcam", **changes)) == expected
+def test_no_name_makes_a_run_a_point_of_a_sweep():
+    results = Results([made_run("bb"), made_run("chest_l1-0.001", "softcam", l1=0.001)])
+    assert [run.recipe.name for run in results.runs] == ["bb", "chest_l1-0.001"]
+    assert not results.points
+
+
+def test_different_images_are_never_compared_by_their_row():
+    assert Results([made_run("bb"), made_run("sc", "softcam", images="abc")]).variants("shapes")
+    with pytest.raises(ValueError, match="bb and sc are measured on other images: image 2 is b and c; run 03 and 04"):
+        Results([made_run("bb"), made_run("sc", "softcam", images="acb")])
+
+
+def test_runs_on_other_images_are_another_group():
+    runs = [
+        made_run("bb"),
+        made_run("val", split="val", images="xyz"),
+        made_run("on", test_dataset="chest", images="u"),
+    ]
+    results = Results(runs)
+    assert results.datasets == ["shapes", "chest", "shapes (validation)"]
+    assert results.heading("chest") == "chest (synthetic)"
+    assert results.description("chest").name == "chest"
 
 
 def test_points_of_sweeps_and_permuted_labels_are_kept_apart():
     runs = [
         made_run("bb"),
-        made_run("softcam_l1-0.01", "softcam", l1=0.01),
-        made_run("softcam_l1-0", "softcam"),
-        made_run("softcam_l1-0.001", "softcam", l1=0.001),
+        *[made_run(f"path-{l1:g}", "softcam", l1=l1, sweep=L1) for l1 in (0.01, 0.0, 0.001)],
         made_run("random_labels_bb-1", random_labels=True),
     ]
     results = Results(runs)
@@ -41,7 +46,7 @@ def test_points_of_sweeps_and_permuted_labels_are_kept_apart():
     assert results.variants("shapes") == ["black box"]
     assert [run.recipe.name for run in results.permuted] == ["random_labels_bb-1"]
     ((key, points),) = results.sweeps.items()
-    assert key == ("softcam_l1", "l1")
+    assert key == ("path", "l1")
     assert [run.recipe.l1 for run in points] == [0, 0.001, 0.01]
     with pytest.raises(ValueError, match="runs: expected at least one evaluated run"):
         Results(runs[1:])

@@ -124,17 +124,19 @@ def test_a_job_ends_with_its_pipeline():
 
 def test_the_viewer_draws_a_picture_where_nobody_watches_and_sliders_where_somebody_does(monkeypatch):
     batch = {"image": torch.rand(2, 3, 8, 8), "mask": torch.zeros(2, 8, 8), "id": ["a", "b"], "label": [0, 1]}
-    shown, made = [], []
-    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.gcf()))
-    monkeypatch.setattr("ipywidgets.Widget.open", lambda self: made.append(type(self).__name__))
-    monkeypatch.setattr("IPython.display.display", made.append)
-    viewer.browse(batch, {"random": torch.rand(2, 8, 8)}, ["no", "yes"])
-    assert (len(shown), made) == (1, [])
+    maps = {"random": torch.rand(2, 8, 8), "edge_map": torch.rand(2, 8, 8)}
+    pictures, widgets = [], []
+    monkeypatch.setattr(plt, "show", lambda: pictures.append(plt.gcf().axes[0].get_title()))
+    monkeypatch.setattr("IPython.display.display", widgets.append)
+    viewer.browse(batch, maps, ["no", "yes"])
+    assert (pictures, widgets) == (["a\nno"], [])
     shell = SimpleNamespace(kernel=SimpleNamespace(_allow_stdin=True))
     monkeypatch.setattr(viewer, "get_ipython", lambda: shell)
-    viewer.browse(batch, {"random": torch.rand(2, 8, 8)}, ["no", "yes"])
-    assert "IntSlider" in made
-    assert "Output" in made
+    viewer.browse(batch, maps, ["no", "yes"])
+    slider, choice = widgets[0].children[:2]
+    assert (slider.max, choice.options) == (1, ("random", "edge_map"))
+    slider.value, choice.value = 1, "edge_map"
+    assert pictures[-1] == "b\nyes"
     plt.close("all")
 
 
