@@ -11,7 +11,7 @@ from lib import metrics as m
 from lib import sanity
 from lib.data import load_description
 from lib.explain import METHODS, explain
-from lib.metrics.perturbation import tile_count
+from lib.metrics.perturbation import Predict, tile_count
 from lib.runs import Run, write_tensors
 from lib.training import blackbox_twin
 
@@ -68,15 +68,22 @@ def perturbed(run: Run, batch: dict[str, Any]) -> Tensor:
     return chosen.nonzero()[: run.recipe.faithfulness_count, 0]
 
 
-def judged(
-    run: Run, maps: Tensor, images: Tensor, labels: Tensor, predict: Callable[[Tensor], Tensor] | None = None
-) -> Values:
-    """Every faithfulness metric of maps (n, H, W) of images (n, C, H, W), judged by the run's model or `predict`."""
+def judged(run: Run, maps: Tensor, images: Tensor, labels: Tensor, *others: Predict) -> list[Values]:
+    """Every faithfulness metric of maps (n, H, W) of images (n, C, H, W), as judged by the run's model, then by each of
+    `others`; the images of ROAD are imputed once for all."""
+    judges = (run.predict, *others)
+    roads = m.road(judges, images, maps, labels, shares=ROAD_SHARES, seed=run.recipe.seed)
+    found = [_judged_by(predict, run, maps, images, labels) for predict in judges]
+    return [values | {"road": road} for values, road in zip(found, roads, strict=True)]
+
+
+def _judged_by(predict: Predict, run: Run, maps: Tensor, images: Tensor, labels: Tensor) -> Values:
+    """`judged` by one classifier, without ROAD."""
     recipe, patch = run.recipe, patch_of(run)
     steps = {"tile": recipe.aopc_tile, "steps": recipe.aopc_steps, "perturbation": recipe.perturbation}
     fill = "black" if recipe.deletion_fill == "zero" else recipe.deletion_fill
     tiles = tile_count(images, recipe.aopc_tile)
-    given = (predict or run.predict, images, maps, labels)
+    given = (predict, images, maps, labels)
     morf = m.perturbation_curve(*given, **steps, seed=recipe.seed)
     lerf = m.perturbation_curve(*given, **steps, seed=recipe.seed, order="lerf")
     insertion = m.insertion_curve(*given, tile=patch, steps=recipe.deletion_steps, start=fill)
@@ -91,7 +98,6 @@ def judged(
         "insertion_curve": insertion,
         "insertion_area": m.area_under_curve(insertion),
         "sufficiency": m.sufficiency(*given, tile=recipe.aopc_tile, fill=fill),
-        "road": m.road(*given, shares=ROAD_SHARES, seed=recipe.seed),
         "faithfulness_correlation": m.faithfulness_correlation(
             *given, max(1, min(8, tiles // 4)), 30, recipe.aopc_tile, fill, seed=recipe.seed
         ),
@@ -105,9 +111,9 @@ def faithfulness(run: Run, maps: Tensor, batch: dict[str, Any], method: str) -> 
     """
     chosen = perturbed(run, batch)
     given = maps[chosen], batch["image"][chosen], batch["label"][chosen]
-    found = judged(run, *given)
-    if METHODS[method].family == "in-model" and run.recipe.method != "blackbox":
-        common = judged(run, *given, predict=blackbox_twin(run.recipe).predict)
+    in_model = METHODS[method].family == "in-model" and run.recipe.method != "blackbox"
+    found, *twins = judged(run, *given, *([blackbox_twin(run.recipe).predict] if in_model else []))
+    for common in twins:
         found |= {f"common_{key}": common[key] for key in COMMON}
     return {key: spread(value.float(), chosen, len(maps)) for key, value in found.items()}
 
@@ -140,18 +146,25 @@ def native_evidence(run: Run, batch: dict[str, Any]) -> Tensor:
 
 @torch.no_grad()
 def completeness(run: Run, method: str, maps: Tensor, batch: dict[str, Any]) -> Tensor:
-    """(N,): relative error of the sum of a map against what it should sum to; SoftCAM's at its native resolution."""
-    images, rows = run.inputs(batch["image"]), torch.arange(len(maps))
-    outputs = [run.model(part) for part in images.split(128)]
-    logits = torch.cat([out if isinstance(out, Tensor) else out.logits for out in outputs]).float().cpu()
+    """(N,): relative error of the sum of a map against what it should sum to, NaN where that is 0; SoftCAM's at its
+    native resolution, an Explainer-Classifier's with the classifier's path at the heatmap z of the image."""
+    images, rows, model = run.inputs(batch["image"]), torch.arange(len(maps)), run.model
+    gated = hasattr(model, "explainer")
+
+    def logits_at(share: float) -> Tensor:
+        """Logits (N, K) of the images times `share`; where the model has a heatmap z, at that of the images."""
+        parts = images.split(128)
+        outputs = [model.classifier(x * share, model.explainer(x)) if gated else model(x * share) for x in parts]
+        return torch.cat([getattr(output, "logits", output) for output in outputs]).float().cpu()
+
+    logits = logits_at(1)
     if method == "evidence":
         evidence = native_evidence(run, batch)[rows, batch["label"]]
         maps = evidence / evidence[0].numel()
     elif method == "integrated_gradients":
-        nothing = run.model(torch.zeros_like(images[:1]))
-        logits = logits - (nothing if isinstance(nothing, Tensor) else nothing.logits).float().cpu()
+        logits = logits - logits_at(0)
     target = logits[rows, batch["label"]]
-    return m.completeness(maps, target) / target.abs()
+    return (m.completeness(maps, target) / target.abs()).masked_fill(target == 0, torch.nan)
 
 
 def perturbation_grids(run: Run, maps: dict[str, Tensor], batch: dict[str, Any], count: int = 6) -> dict[str, Values]:

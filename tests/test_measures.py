@@ -1,11 +1,14 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lib import measures
 from lib.evaluation import explain_run, summaries
-from lib.metrics import aopc, grid_pointing_game, positive_proportion, topk_precision
+from lib.explain import explain
+from lib.metrics import aopc, grid_pointing_game, positive_proportion, road, topk_precision
+from lib.models import explainer_classifier
 from lib.training import blackbox_twin
 
 
@@ -99,6 +102,56 @@ def test_small_images_have_few_tiles(softcam, monkeypatch):
 def test_a_map_that_adds_up_to_something_else_is_incomplete(softcam):
     run, batch, maps = softcam
     assert measures.completeness(run, "lrp", 0 * maps, batch).tolist() == pytest.approx([1.0] * 12)
+
+
+def test_integrated_gradients_of_an_explainer_classifier_are_complete_at_its_own_heatmap():
+    torch.manual_seed(1)
+    model = explainer_classifier("compact", 2, init_bias=0.5, width=8, channels=(4, 8, 8)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():  # so that z and the logits of a black image depend on z
+            parameter.add_(0.3 * torch.randn_like(parameter)) if "explainer" not in name else parameter.mul_(1.5)
+    run = SimpleNamespace(model=model, inputs=lambda images: images)
+    batch = {"image": torch.rand(3, 3, 32, 32), "label": torch.tensor([0, 1, 1])}
+    with torch.no_grad():
+        black = torch.zeros_like(batch["image"])
+        apart = model(black).logits - model.classifier(black, model.explainer(batch["image"]))
+    assert (apart.abs().amax(1) > 0.1).all()  # the two baselines differ
+    maps = explain("integrated_gradients", model, batch["image"], batch["label"], steps=200)
+    assert measures.completeness(run, "integrated_gradients", maps, batch).max() < 0.02
+
+
+def test_completeness_of_a_logit_of_zero_is_undefined():
+    run = SimpleNamespace(model=lambda images: images.mean((2, 3)), inputs=lambda images: images)
+    batch = {"image": torch.stack([torch.zeros(2, 4, 4), torch.ones(2, 4, 4)]), "label": torch.tensor([0, 1])}
+    found = measures.completeness(run, "lrp", torch.ones(2, 4, 4), batch)
+    assert found.tolist() == pytest.approx([math.nan, 15.0], nan_ok=True)
+
+
+def test_one_undefined_map_leaves_the_other_images_measured(softcam):
+    run, batch, maps = softcam
+    chosen = measures.perturbed(run, batch)
+    broken = maps.clone()
+    broken[chosen[0], 3, 3] = torch.nan
+    for measure in (measures.localisation, measures.faithfulness):
+        whole, found = measure(run, maps, batch, "random"), measure(run, broken, batch, "random")
+        for key, values in found.items():
+            assert values[chosen[0]].isnan().all(), key
+            kept = torch.arange(len(maps)) != chosen[0]
+            if key != "shared_iou":  # its threshold is chosen on all images
+                assert torch.allclose(values[kept], whole[key][kept], equal_nan=True), key
+
+
+def test_pixels_are_imputed_once_for_all_judges(softcam, monkeypatch):
+    run, batch, maps = softcam
+    calls, impute = [], road.__globals__["impute"]
+    monkeypatch.setitem(road.__globals__, "impute", lambda *given: calls.append(1) or impute(*given))
+    found = measures.faithfulness(run, maps, batch, "evidence")
+    chosen = measures.perturbed(run, batch)
+    assert len(calls) == len(chosen) * len(measures.ROAD_SHARES)
+    given = batch["image"][chosen], maps[chosen], batch["label"][chosen]
+    options = {"shares": measures.ROAD_SHARES, "seed": run.recipe.seed}
+    assert torch.equal(found["road"][chosen], road(run.predict, *given, **options))
+    assert torch.equal(found["common_road"][chosen], road(blackbox_twin(run.recipe).predict, *given, **options))
 
 
 def test_grids_are_mean_curves_and_kept(softcam):

@@ -69,6 +69,16 @@ def register(label: str, family: str, signed: bool, needs_grad: bool = True) -> 
     return enter
 
 
+def checked_logits(output: object, highest: int) -> Tensor:
+    """The logits (n, K) in what a model returns. Raises ValueError if one is not finite or K <= `highest`, a target."""
+    logits = getattr(output, "logits", output)
+    if highest >= logits.shape[1]:
+        raise ValueError(f"targets: expected values in 0..{logits.shape[1] - 1}, got {highest}")
+    if not logits.isfinite().all():
+        raise ValueError("model: expected finite logits, got NaN or infinity")
+    return logits
+
+
 class _Logits(nn.Module):
     """The logits tensor of whatever `model` returns, checked against the highest target asked for."""
 
@@ -77,11 +87,7 @@ class _Logits(nn.Module):
         self.model, self.highest = model, highest
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        output = self.model(*inputs)
-        logits = getattr(output, "logits", output)
-        if self.highest >= logits.shape[1]:
-            raise ValueError(f"targets: expected values in 0..{logits.shape[1] - 1}, got {self.highest}")
-        return logits
+        return checked_logits(self.model(*inputs), self.highest)
 
 
 def upsample(maps: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
@@ -157,8 +163,9 @@ def explain(method: str, model: nn.Module, images: Tensor, targets: Tensor, batc
     Explains logits: of a black box, a SoftCAM, or the classifier of an ExplainerClassifier at its fixed heatmap z.
     `options` are those of the method in `METHODS`; methods that run the model on many variants of an image have
     `chunk`, the number of images that it gets at once. The model runs in evaluation mode, on its own device, and is
-    left as it was. A map depends on its image and target alone, not on batch_size, chunk or its place in the batch.
-    Raises ValueError for wrong arguments, TypeError where the method cannot explain the model.
+    left as it was. A map depends on its image and target alone, not on batch_size, chunk or its place in the batch; one
+    that the method leaves undefined is NaN. Raises ValueError for wrong arguments and for a model whose logits are not
+    finite, TypeError where the method cannot explain the model.
     """
     _check(method, images, targets, batch_size, options)
     chosen, gated = METHODS[method], hasattr(model, "explainer")

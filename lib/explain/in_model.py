@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lib.explain.core import Task, register, upsample
+from lib.explain.core import Task, checked_logits, register, upsample
 from lib.models import to_softcam
 
 
@@ -12,9 +12,7 @@ def _class_maps(task: Task, method: str) -> tuple[Tensor, Tensor]:
     output = task.model(task.images)
     if not hasattr(output, "evidence"):
         raise TypeError(f"{method}: expected a model with class evidence maps, got {type(task.model).__name__}")
-    if task.logits.highest >= output.evidence.shape[1]:
-        raise ValueError(f"targets: expected values in 0..{output.evidence.shape[1] - 1}, got {task.logits.highest}")
-    return output.logits, output.evidence
+    return checked_logits(output, task.logits.highest), output.evidence
 
 
 @register("SoftCAM evidence", "in-model", signed=True, needs_grad=False)
@@ -30,6 +28,7 @@ def explainer(task: Task) -> Tensor:
     output = task.model(task.images)
     if not hasattr(output, "explanation"):
         raise TypeError(f"explainer: expected a model with an Explainer, got {type(task.model).__name__}")
+    checked_logits(output, 0)  # any target will do
     return output.explanation[:, 0]
 
 
@@ -69,6 +68,5 @@ def tte_cam(task: Task) -> Tensor:
             f"got {type(task.model).__name__} ({error})"
         ) from error
     output = twin(task.images)
-    if task.logits.highest >= output.logits.shape[1]:
-        raise ValueError(f"targets: expected values in 0..{output.logits.shape[1] - 1}, got {task.logits.highest}")
+    checked_logits(output, task.logits.highest)
     return upsample(output.evidence[torch.arange(len(task.targets)), task.targets], task.images.shape[2:])

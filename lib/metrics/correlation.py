@@ -62,7 +62,7 @@ def faithfulness_correlation(
     def versions(i: int, state: Tensor) -> Tensor:
         return replace_tiles(images[i], filled(i), gone[state], tile)
 
-    output = evaluate(predict, versions, len(images), runs + 1, target_probability(targets), batch_size).double()
+    output = evaluate(predict, versions, maps, runs + 1, target_probability(targets), batch_size).double()
     drops = output[:, :1] - output[:, 1:]
     correlation = []
     for part, drop in zip(check_maps("maps", maps).split(batch_size), drops.split(batch_size), strict=True):

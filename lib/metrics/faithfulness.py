@@ -2,7 +2,8 @@
 
 `predict` maps images (B, C, H, W) to probabilities (B, K) and does its own normalisation; it runs without gradient, on
 at most `batch_size` perturbed images at a time. Tiles are square, ranked by the mean of the map, equal ones by
-position. What replaces them is black (0), white (1), gray (0.5), uniform noise (one seeded noise image for all), the
+position, so that a sparse map removes no more than is asked; all values of an undefined map (a pixel is not finite) are
+NaN. What replaces tiles is black (0), white (1), gray (0.5), uniform noise (one seeded noise image for all), the
 Gaussian-blurred image (sigma 5 % of the longer side) or the mean colour of the image.
 """
 
@@ -131,7 +132,7 @@ def perturbation_grid(
         check_count(f"steps[{tile}]", length)
         tile_count(images, tile)
     score = target_probability(targets)
-    start = evaluate(predict, lambda i, state: images[i : i + 1].clone(), len(images), 1, score, batch_size)
+    start = evaluate(predict, lambda i, state: images[i : i + 1].clone(), maps, 1, score, batch_size)
     grid = {}
     for tile, length in lengths.items():
         counts = torch.arange(1, length + 1).clamp(max=tile_count(images, tile))
@@ -269,5 +270,6 @@ def deletion_hits(
 def deletion_curve(
     predict: Predict, images: Tensor, maps: Tensor, labels: Tensor, k: int = 30, patch: int = 33, **options
 ) -> Tensor:
-    """(k + 1,) in [0, 1]: accuracy after occluding the 0..k highest patches; `options` as of `deletion_hits`."""
-    return deletion_hits(predict, images, maps, labels, k, patch, **options).mean(0)
+    """(k + 1,) in [0, 1]: accuracy after occluding the 0..k highest patches, over the images with a defined map;
+    `options` as of `deletion_hits`."""
+    return deletion_hits(predict, images, maps, labels, k, patch, **options).nanmean(0)

@@ -1,8 +1,9 @@
 """How well a heatmap points at the annotated region.
 
-Maps are (N, H, W), finite, of any scale and sign; masks are (N, H, W), boolean or 0/1. A value that the definition
-leaves open (an empty mask, a constant map) is NaN. Patches lie on a grid from (0, 0), side by side or, with a `stride`
-below `patch`, overlapping; those at the right and lower border are cut; equal patches rank by position, row by row.
+Maps are (N, H, W), of any scale and sign; masks are (N, H, W), boolean or 0/1. A value that the definition leaves open
+(an empty mask, a constant map) is NaN, and so is every value of a map with a pixel that is not finite. Patches lie on a
+grid from (0, 0), side by side or, with a `stride` below `patch`, overlapping; those at the right and lower border are
+cut. Where scores tie, a value is its expectation over all orders of the tied patches or pixels.
 A metric pooled over images takes any subset of them: `topk_precision(maps[correct], masks[correct])` is the one over
 true positives.
 """
@@ -17,14 +18,22 @@ NAN = float("nan")
 
 
 def check_maps(name: str, maps: Tensor) -> Tensor:
-    """Maps (N, h, w) as float32 or float64. Raises ValueError where shape, dtype or values are wrong."""
+    """Maps (N, h, w) as float32 or float64. Raises ValueError where shape or dtype are wrong.
+
+    A map with a NaN or an infinite pixel is undefined: it comes back as NaN throughout, as does every metric of it.
+    """
     if maps.ndim != 3 or 0 in maps.shape[1:]:
         raise ValueError(f"{name}: expected shape (N, height, width), got {tuple(maps.shape)}")
     if not maps.is_floating_point():
         raise ValueError(f"{name}: expected floating-point values, got {maps.dtype}")
-    if not (finite := maps.isfinite().flatten(1).all(1)).all():
-        raise ValueError(f"{name}: expected finite values, got NaN or infinity in map {int(finite.int().argmin())}")
-    return maps if maps.dtype == torch.float64 else maps.float()
+    maps = maps if maps.dtype == torch.float64 else maps.float()
+    broken = undefined(maps)
+    return maps.masked_fill(broken[:, None, None], NAN) if broken.any() else maps
+
+
+def undefined(maps: Tensor) -> Tensor:
+    """(N,): which maps (N, h, w) have a pixel that is not finite."""
+    return ~maps.isfinite().flatten(1).all(1)
 
 
 def check_count(name: str, value: int) -> None:
@@ -54,7 +63,8 @@ def patch_scores(maps: Tensor, patch: int, by: str = "max", stride: int | None =
     """Maximum or mean of each patch: (N, H, W) -> (N, rows, columns).
 
     Along a side of H pixels, 1 + ceil((H - patch) / stride) patches, one if H < patch; `stride` None: `patch`, no
-    overlap. A cut patch counts with the pixels it has. Raises ValueError for another `by`, or a stride above `patch`.
+    overlap. A cut patch counts with the pixels it has. Means are taken in float64, so that equal float32 pixels have
+    equal means. Raises ValueError for another `by`, or a stride above `patch`.
     """
     check_count("patch", patch)
     stride = patch if stride is None else stride
@@ -65,14 +75,26 @@ def patch_scores(maps: Tensor, patch: int, by: str = "max", stride: int | None =
     if by == "max":
         return F.max_pool2d(maps[:, None], size, stride, ceil_mode=True)[:, 0]
     if by == "mean":
-        return F.avg_pool2d(maps[:, None], size, stride, ceil_mode=True, count_include_pad=False)[:, 0]
+        return F.avg_pool2d(maps[:, None].double(), size, stride, ceil_mode=True, count_include_pad=False)[:, 0]
     raise ValueError(f"by: expected 'max' or 'mean', got {by!r}")
 
 
 def rank_patches(maps: Tensor, patch: int, by: str = "max", stride: int | None = None) -> tuple[Tensor, Tensor]:
-    """Scores and row-major grid positions of the patches, highest first: two tensors (N, P)."""
+    """Scores and row-major grid positions of the patches, highest first, equal ones by position: two tensors (N, P)."""
     scores = patch_scores(check_maps("maps", maps), patch, by, stride).flatten(1)
     return scores.sort(dim=1, descending=True, stable=True)
+
+
+def mean_over_ties(ordered: Tensor, values: Tensor) -> Tensor:
+    """(N, P): `values` (N, P), each the mean over the places of its row where the sorted scores `ordered` are the same.
+
+    What is expected at each rank if places of equal score come in any order, each as likely as the others.
+    """
+    group = F.pad((ordered[:, 1:] != ordered[:, :-1]).cumsum(1), (1, 0))
+    total, count = (torch.zeros_like(ordered, dtype=torch.float64) for _ in range(2))
+    total.scatter_add_(1, group, values.double())
+    count.scatter_add_(1, group, torch.ones_like(total))
+    return (total / count).gather(1, group)
 
 
 def topk_hits(
@@ -83,18 +105,20 @@ def topk_hits(
     threshold: float | None = None,
     stride: int | None = None,
 ) -> Tensor:
-    """(N, k): 1 where the j-th highest patch (score: its maximum) touches the mask, 0 where it does not.
+    """(N, k) in [0, 1]: whether the j-th highest patch (score: its maximum) touches the mask, 1 or 0.
 
-    NaN for an image with an empty mask, and where there is no j-th patch (scoring above `threshold`, if given). With a
-    `stride` below `patch` a chosen patch may overlap others, none is struck out for it: patches that share a peak score
-    the same, so the finer the stride, the more the k highest crowd around one peak.
+    Among g patches of equal score, h of which touch the mask, each rank counts h / g: the expectation over all orders
+    of them, so that (sum of the first k) / k is the expected precision. NaN for an image with an empty mask, and where
+    there is no j-th patch (scoring above `threshold`, if given). With a `stride` below `patch` a chosen patch may
+    overlap others, none is struck out for it: patches that share a peak score the same, so the finer the stride, the
+    more the k highest crowd around one peak.
     """
     maps, masks = check_pair(maps, masks)
     check_count("k", k)
     scores, order = rank_patches(maps, patch, stride=stride)
     touched = patch_scores(masks.to(maps.dtype), patch, stride=stride).flatten(1)
     counted = masks.flatten(1).any(1)[:, None] & (scores > (-float("inf") if threshold is None else threshold))
-    hits = touched.gather(1, order).masked_fill(~counted, NAN)[:, :k]
+    hits = mean_over_ties(scores, touched.gather(1, order)).to(maps.dtype).masked_fill(~counted, NAN)[:, :k]
     return F.pad(hits, (0, k - hits.shape[1]), value=NAN)
 
 
@@ -108,7 +132,7 @@ def topk_precision(
 ) -> Tensor:
     """(k,): for K = 1..k, the share of the K highest patches that touch the mask, over all images pooled.
 
-    Arguments and exclusions as in `topk_hits`; NaN where no patch is left (SoftCAM, arXiv 2505.17748).
+    Arguments, ties and exclusions as in `topk_hits`; NaN where no patch is left (SoftCAM, arXiv 2505.17748).
     """
     hits = topk_hits(maps, masks, k, patch, threshold, stride)
     return hits.nan_to_num(0).sum(0).cumsum(0) / hits.isfinite().sum(0).cumsum(0)
@@ -158,40 +182,40 @@ def activation_sensitivity(maps: Tensor, masks: Tensor) -> Tensor:
 def pompom(z: Tensor, masks: Tensor, eps: float = 1e-6) -> Tensor:
     """(N,) in [0, 1], lower is better: |{z > 0 and m = 0}| / (|{m = 0}| + eps), pixels of meaning outside the mask.
 
-    By its formula 0 for a mask that covers all; NaN for an empty mask or an all-zero z (Rio-Torto et al. 2020).
+    By its formula 0 for an all-zero z and for a mask that covers all; NaN for an empty mask (Rio-Torto et al. 2020).
     """
     z, masks = check_pair(z, masks, "z")
     if (z < 0).any():
-        raise ValueError(f"z: expected values of at least 0, got {z.min()}")
-    meaningful, outside = z > 0, ~masks
-    share = (meaningful & outside).sum((1, 2)) / (outside.sum((1, 2)).to(z.dtype) + eps)
-    return share.masked_fill(outside.flatten(1).all(1) | ~meaningful.flatten(1).any(1), NAN)
+        raise ValueError(f"z: expected values of at least 0, got {z[z < 0].min()}")
+    outside = ~masks
+    share = ((z > 0) & outside).sum((1, 2)) / (outside.sum((1, 2)).to(z.dtype) + eps)
+    return share.masked_fill(outside.flatten(1).all(1) | undefined(z), NAN)
 
 
 def pompom_curve(z: Tensor, masks: Tensor, eps: Sequence[float] = (0, 0.01, 0.05, 0.1, 0.25, 0.5)) -> Tensor:
     """(N, E) in [0, 1], lower is better: `pompom` with a pixel of meaning above eps instead of above 0.
 
     It never rises with eps, and is `pompom` itself at eps = 0 (`eps` here is the limit of meaning; that of `pompom`
-    only guards its denominator). NaN for an empty mask, and where no pixel of z is above eps.
+    only guards its denominator). 0 where no pixel of z is above eps, NaN for an empty mask.
     """
     z, _ = check_pair(z, masks, "z")
     if not len(eps):
         raise ValueError("eps: expected at least one value, got none")
-    if (z < 0).any() or not all(0 <= e < float("inf") for e in eps):
-        raise ValueError(f"z, eps: expected values of at least 0, got {z.min()} and {list(eps)}")
-    return torch.stack([pompom((z > e).to(z.dtype), masks) for e in eps], 1)
+    if not all(0 <= e < float("inf") for e in eps):
+        raise ValueError(f"eps: expected values of at least 0, got {list(eps)}")
+    return torch.stack([pompom(z.masked_fill((z > 0) & (z <= e), 0), masks) for e in eps], 1)
 
 
 def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
-    """(N,): 1 if the maximum lies in the mask, else 0 (Zhang et al. 2018, without tolerance).
+    """(N,) in [0, 1]: 1 if the maximum lies in the mask, else 0 (Zhang et al. 2018, without tolerance).
 
-    NaN for an empty mask, a constant map, or where some of several equal maxima lie inside and some outside.
+    Of several equal maxima the share that lies inside: the expectation over a random choice of one. NaN for an empty
+    mask and a constant map.
     """
     maps, masks = check_pair(maps, masks)
     peaks = maps == maps.amax((1, 2), keepdim=True)
-    inside = (peaks & masks).flatten(1).any(1)
-    unclear = peaks.flatten(1).all(1) | (inside & (peaks & ~masks).flatten(1).any(1))
-    return inside.to(maps.dtype).masked_fill(unclear | ~masks.flatten(1).any(1), NAN)
+    share = (peaks & masks).sum((1, 2)).to(maps.dtype) / peaks.sum((1, 2))
+    return share.masked_fill(peaks.flatten(1).all(1) | ~masks.flatten(1).any(1), NAN)
 
 
 def grid_pointing_game(
@@ -204,8 +228,9 @@ def grid_pointing_game(
     """Share of the elements above `threshold` that lie in the diseased quarter of 2x2 grids of evidence maps.
 
     `diseased` (N, h, w), `healthy` (M, h, w): maps of the disease class; `picks` (N, 3): the healthy maps beside each
-    diseased one, by default drawn without repetition from `seed`. Counts are summed over the grids before dividing;
-    NaN if no element is above the threshold. Raises ValueError for other shapes, or picks outside 0..M-1.
+    diseased one, by default drawn without repetition from `seed`. Counts are summed over the grids before dividing,
+    without those that hold an undefined map; NaN if no element is above the threshold. Raises ValueError for other
+    shapes, or picks outside 0..M-1.
     """
     diseased, healthy = check_maps("diseased", diseased), check_maps("healthy", healthy)
     n, m = len(diseased), len(healthy)
@@ -220,15 +245,17 @@ def grid_pointing_game(
         raise ValueError(f"picks: expected integers of shape ({n}, 3), got {picks.dtype} of shape {tuple(picks.shape)}")
     if picks.numel() and not 0 <= int(picks.min()) <= int(picks.max()) < m:
         raise ValueError(f"picks: expected values in 0..{m - 1}, got {int(picks.min())}..{int(picks.max())}")
-    inside = int((diseased > threshold).sum())
-    beside = int((healthy > threshold).sum((1, 2))[picks.to(healthy.device)].sum())
+    picks = picks.to(healthy.device)
+    kept = ~(undefined(diseased) | undefined(healthy)[picks].any(1).to(diseased.device))
+    inside = int((diseased > threshold)[kept].sum())
+    beside = int((healthy > threshold).sum((1, 2))[picks[kept.to(picks.device)]].sum())
     return inside / (inside + beside) if inside + beside else NAN
 
 
 def positive_proportion(maps: Tensor) -> Tensor:
     """(N,) in [0, 1]: share of the elements above 0; NaN for an all-zero map."""
     maps = check_maps("maps", maps)
-    return (maps > 0).to(maps.dtype).mean((1, 2)).masked_fill((maps == 0).flatten(1).all(1), NAN)
+    return (maps > 0).to(maps.dtype).mean((1, 2)).masked_fill(~(maps.abs().amax((1, 2)) > 0), NAN)
 
 
 def negative_proportion(maps: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """How far a heatmap and the annotated region overlap: by mass, by rank, and as regions cut at a threshold.
 
-Maps are (N, H, W), finite, of any scale and sign; masks are (N, H, W), boolean or 0/1; undefined values are NaN. A
-threshold chosen with the masks in hand flatters the map: `best_iou` and `best_shared_iou` are upper bounds.
+Maps are (N, H, W), of any scale and sign; masks are (N, H, W), boolean or 0/1; undefined values are NaN, as are all
+those of a map with a pixel that is not finite. A threshold chosen with the masks in hand flatters the map: `best_iou`
+and `best_shared_iou` are upper bounds.
 """
 
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib.metrics.localisation import NAN, check_pair
+from lib.metrics.localisation import NAN, check_pair, mean_over_ties
 
 
 class SharedThreshold(NamedTuple):
@@ -21,8 +22,8 @@ class SharedThreshold(NamedTuple):
 
 
 def _undefined(maps: Tensor, masks: Tensor) -> Tensor:
-    """(N,): where the map is constant or the mask empty."""
-    return (maps.amax((1, 2)) == maps.amin((1, 2))) | ~masks.flatten(1).any(1)
+    """(N,): where the map is constant or not finite, or the mask empty."""
+    return ~(maps.amax((1, 2)) > maps.amin((1, 2))) | ~masks.flatten(1).any(1)
 
 
 def weighting_game(maps: Tensor, masks: Tensor) -> Tensor:
@@ -39,15 +40,16 @@ def weighting_game(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def relevance_rank_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
-    """(N,) in [0, 1]: the share of the |m| highest pixels that lie in the mask, equal pixels ranked by position.
+    """(N,) in [0, 1]: the share of the |m| highest pixels that lie in the mask.
 
-    Only the order of the (signed) values counts. NaN for an empty mask and a constant map (Arras et al. 2022).
+    Only the order of the (signed) values counts; where equal pixels stand at the cut, the expectation over all orders
+    of them, as in `topk_hits`. NaN for an empty mask and a constant map (Arras et al. 2022).
     """
     maps, masks = check_pair(maps, masks)
-    order = maps.flatten(1).sort(dim=1, descending=True, stable=True).indices
+    ordered, order = maps.flatten(1).sort(dim=1, descending=True)
     size = masks.sum((1, 2))
     chosen = torch.arange(order.shape[1], device=maps.device) < size[:, None]
-    inside = (masks.flatten(1).gather(1, order) & chosen).sum(1)
+    inside = mean_over_ties(ordered, masks.flatten(1).gather(1, order)).where(chosen, 0).sum(1)
     return (inside / size).to(maps.dtype).masked_fill(_undefined(maps, masks), NAN)
 
 

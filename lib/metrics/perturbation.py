@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as T
 
-from lib.metrics.localisation import check_count, check_maps, rank_patches
+from lib.metrics.localisation import NAN, check_count, check_maps, rank_patches, undefined
 
 Predict = Callable[[Tensor], Tensor]
 CONSTANTS = {"black": 0.0, "gray": 0.5, "white": 1.0, "zero": 0.0}
@@ -98,26 +98,27 @@ def target_probability(targets: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
 def evaluate(
     predict: Predict,
     versions: Callable[[int, Tensor], Tensor],
-    images: int,
+    maps: Tensor,
     states: int,
     score: Callable[[Tensor, Tensor], Tensor],
     batch_size: int,
 ) -> Tensor:
-    """(images, states) on the CPU: score(predict(x), image numbers) of every image in every state.
+    """(N, states) on the CPU: score(predict(x), image numbers) of every image in every state, NaN where the image's map
+    of `maps` (N, H, W) is undefined.
 
     `versions(i, s)` gives image number i in the states s (B,) as a new tensor (B, C, H, W). Images come in order, each
     in consecutive calls, so that a cache of one entry spares repeated work. Raises ValueError for other outputs.
     """
     check_count("batch_size", batch_size)
     scores = []
-    for pairs in torch.arange(images * states).split(batch_size):
+    for pairs in torch.arange(len(maps) * states).split(batch_size):
         row, state = pairs // states, pairs % states
         parts = [versions(i, state[row == i]) for i in range(int(row[0]), int(row[-1]) + 1)]
         output = predict(torch.cat(parts) if len(parts) > 1 else parts[0])
         if output.ndim != 2 or len(output) != len(pairs) or not output.isfinite().all():
             raise ValueError(f"predict: expected finite values of shape ({len(pairs)}, K), got {tuple(output.shape)}")
         scores.append(score(output, row.to(output.device)).float().cpu())
-    return torch.cat(scores).view(images, states)
+    return torch.cat(scores).view(len(maps), states).masked_fill(undefined(maps).cpu()[:, None], NAN)
 
 
 def evaluate_counts(
@@ -144,4 +145,4 @@ def evaluate_counts(
     def versions(i: int, state: Tensor) -> Tensor:
         return replace_tiles(images[i], filled(i), (ranks(i) < distinct[state, None]) != keep, tile)
 
-    return evaluate(predict, versions, len(images), len(distinct), score, batch_size)[:, place]
+    return evaluate(predict, versions, maps, len(distinct), score, batch_size)[:, place]

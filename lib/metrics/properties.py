@@ -1,17 +1,24 @@
 """What a heatmap is like, whatever the annotation: sparse, consistent with the label, stable, equivariant, complete.
 
-Maps are (N, H, W), finite, of any scale and sign; undefined values are NaN. `explain_fn` maps images (N, C, H, W) to
-maps (N, H, W), such as `lambda x: explain("saliency", model, x, targets)`; correlations are over the pixels of a map.
+Maps are (N, H, W), of any scale and sign; undefined values are NaN, as are all those of a map with a pixel that is not
+finite. `explain_fn` maps images (N, C, H, W) to maps (N, H, W), such as `lambda x: explain("saliency", model, x,
+targets)`; correlations are over the pixels of a map.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lib.metrics.localisation import NAN, check_count, check_maps, negative_proportion, positive_proportion
+from lib.metrics.localisation import (
+    NAN,
+    check_count,
+    check_maps,
+    mean_over_ties,
+    negative_proportion,
+    positive_proportion,
+)
 
 Explain = Callable[[Tensor], Tensor]
 CORRELATIONS = ("spearman", "pearson")
@@ -45,7 +52,7 @@ def near_zero_proportion(maps: Tensor, tolerance: float = 0.01) -> Tensor:
     size = maps.abs()
     largest = size.amax((1, 2), keepdim=True)
     share = (size <= tolerance * largest).to(maps.dtype).mean((1, 2))
-    return share.masked_fill(largest[:, 0, 0] == 0, NAN)
+    return share.masked_fill(~(largest[:, 0, 0] > 0), NAN)
 
 
 def local_to_global_consistency(maps: Tensor, diseased: Tensor) -> Consistency:
@@ -79,18 +86,16 @@ def map_correlation(maps: Tensor, others: Tensor, kind: str = "spearman") -> Ten
 def _ranks(values: Tensor) -> Tensor:
     """Ranks (N, P), float64, of each row's values from 0, equal values sharing their mean rank."""
     ordered, order = values.sort(dim=1)
-    first = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0), value=True).flatten().nonzero()[:, 0]
-    count = first.diff(append=first.new_tensor([ordered.numel()]))
-    shared = (first % max(1, values.shape[1]) + (count - 1).double() / 2).repeat_interleave(count)
-    return torch.empty_like(values, dtype=torch.float64).scatter_(1, order, shared.view_as(order))
+    shared = mean_over_ties(ordered, torch.arange(values.shape[1], device=values.device).expand_as(ordered))
+    return torch.empty_like(shared).scatter_(1, order, shared)
 
 
 def _standardised(maps: Tensor, kind: str) -> Tensor:
-    """(N, P) float64: pixels of each map, or their ranks, of mean 0 and length 1; NaN for a constant map."""
+    """(N, P) float64: pixels of each map, or their ranks, of mean 0 and length 1; NaN where it is constant or NaN."""
     if kind not in CORRELATIONS:
         raise ValueError(f"kind: expected one of {', '.join(CORRELATIONS)}, got {kind!r}")
     values = maps.flatten(1)
-    constant = values.amax(1, keepdim=True) == values.amin(1, keepdim=True)
+    constant = ~(values.amax(1, keepdim=True) > values.amin(1, keepdim=True))
     values = _ranks(values) if kind == "spearman" else values.double()
     centred = values - values.mean(1, keepdim=True)
     centred = centred / centred.abs().amax(1, keepdim=True)  # the squares of tiny values would underflow

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.linalg import solveh_banded
+from scipy.sparse import csr_array, diags_array, kron
+from scipy.sparse.linalg import splu
 from torch import Tensor
 
-from lib.metrics.localisation import check_maps
+from lib.metrics.localisation import check_count
 from lib.metrics.perturbation import (
     ORDERS,
     Predict,
@@ -22,47 +23,85 @@ from lib.metrics.perturbation import (
     tile_rank,
 )
 
-# Half of the eight neighbours, as (row, column) offsets: the system is symmetric.
-NEIGHBOURS = {(0, 1): 1 / 6, (1, 0): 1 / 6, (1, 1): 1 / 12, (1, -1): 1 / 12}
+
+@functools.lru_cache(2)
+def equations(height: int, width: int) -> tuple[np.ndarray, csr_array]:
+    """Pixels (H W,) in an elimination order, and one equation for each in that order (H W, H W): the sum of the weights
+    of its neighbours times the pixel, less the weighted sum of the neighbours.
+
+    The order is nested dissection (George 1973): both halves of an area, then the line between them, and so on in the
+    halves; a factorisation in that order stays sparse.
+    """
+    pixels = []
+
+    def number(area: np.ndarray) -> None:
+        area = area if area.shape[0] >= area.shape[1] else area.T
+        if area.size > 32:
+            middle = len(area) // 2
+            number(area[:middle])
+            number(area[middle + 1 :])
+            area = area[middle]
+        pixels.append(area.ravel())
+
+    number(np.arange(height * width).reshape(height, width))
+    order = np.concatenate(pixels)
+    rows, columns = (diags_array([1.0, 2, 1], offsets=[-1, 0, 1], shape=(side, side)) for side in (height, width))
+    weights = kron(rows, columns, "csr")[order][:, order]  # 2 to direct, 1 to diagonal neighbours; 4 to itself cancels
+    return order, csr_array(diags_array(weights.sum(1)) - weights)
 
 
 def impute(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
     """(C, H, W) float64: every removed pixel the weighted mean of its eight neighbours, the others as they were.
 
     Weights are 1/6 for direct and 1/12 for diagonal neighbours, relative to those inside the image; the linear system
-    of all `removed` (H, W) pixels is solved exactly (Rong et al. 2022, section 4), by a banded Cholesky factorisation
-    that takes 8 (W + 2) bytes a removed pixel. Raises ValueError if no pixel is left.
+    of all `removed` (H, W) pixels is solved exactly (Rong et al. 2022, section 4), by one sparse factorisation for all
+    channels. Raises ValueError if no pixel is left.
     """
     if removed.all():
         raise ValueError("removed: expected at least one pixel that is not removed")
-    if image.shape[2] > image.shape[1]:
-        return impute(image.swapaxes(1, 2), removed.T).swapaxes(1, 2)
-    height, width = removed.shape
-    unknown = np.full(removed.shape, -1)
-    unknown[removed] = np.arange(size := int(removed.sum()))
-    image = image.astype(np.float64)
-    diagonal, known, below = np.zeros(size), np.zeros((size, len(image))), []
-    for (down, right), weight in NEIGHBOURS.items():
-        here = np.s_[: height - down, max(0, -right) : width - max(0, right)]
-        there = np.s_[down:, max(0, right) : width + min(0, right)]
-        for one, other in ((here, there), (there, here)):
-            pixel, neighbour = unknown[one], unknown[other]
-            diagonal[pixel[pixel >= 0]] += weight
-            border = (pixel >= 0) & (neighbour < 0)
-            known[pixel[border]] += weight * image[:, *other][:, border].T
-        both = (unknown[here] >= 0) & (unknown[there] >= 0)
-        below.append((unknown[there][both], unknown[here][both], weight))
-    band = np.zeros((1 + max((int((row - column).max(initial=0)) for row, column, _ in below)), size))
-    band[0] = diagonal
-    for row, column, weight in below:
-        band[row - column, column] = -weight
-    if size:
-        image[:, removed] = solveh_banded(band, known, overwrite_ab=True, lower=True, check_finite=False).T
-    return image
+    order, system = equations(*removed.shape)
+    gone = removed.ravel()[order]
+    values = image.reshape(len(image), -1).T.astype(np.float64)[order]
+    if gone.any():
+        system = system[gone]
+        known = -(system[:, ~gone] @ values[~gone])
+        matrix = system[:, gone].T  # symmetric, and so in the form that splu takes
+        factors = splu(matrix, permc_spec="NATURAL", diag_pivot_thresh=0, panel_size=1, options={"SymmetricMode": True})
+        values[gone] = factors.solve(known)
+    filled = np.empty_like(values)
+    filled[order] = values
+    return filled.T.reshape(image.shape)
+
+
+def road_images(
+    images: Tensor,
+    maps: Tensor,
+    shares: Sequence[float],
+    order: str = "morf",
+    noise: float = 0.01,
+    seed: int = 0,
+) -> Tensor:
+    """(N, len(shares), C, H, W): images (N, C, H, W) in [0, 1] with the given shares of their pixels removed and
+    imputed, as `road` shows them to a classifier; arguments and errors as there."""
+    check_choice("order", order, ORDERS)
+    pixels = images.shape[2] * images.shape[3]
+    counts = [round(share * pixels) for share in shares]
+    if not counts or not all(0 < count < pixels for count in counts):
+        raise ValueError(f"shares: expected shares that remove some of {pixels} pixels but not all, got {(*shares,)}")
+    if not noise >= 0:
+        raise ValueError(f"noise: expected a standard deviation of at least 0, got {noise}")
+    ranks = tile_rank(maps, 1, order).view(maps.shape).cpu().numpy()
+    made = images[:, None].repeat(1, len(counts), 1, 1, 1)
+    for versions, image, rank in zip(made, images.float().cpu().numpy(), ranks, strict=True):
+        added = np.random.default_rng([seed, zlib.crc32(image.tobytes())]).normal(0, noise, image.shape)
+        for version, count in zip(versions, counts, strict=True):
+            filled = torch.from_numpy(np.clip(impute(image, rank < count) + added, 0, 1)).to(version)
+            version.copy_(filled.where(torch.from_numpy(rank < count).to(version.device), version))
+    return made
 
 
 def road(
-    predict: Predict,
+    predict: Predict | Sequence[Predict],
     images: Tensor,
     maps: Tensor,
     targets: Tensor,
@@ -77,30 +116,22 @@ def road(
     Exactly round(share H W) pixels go, those of the highest map values (`morf`: lower is better) or the lowest
     (`lerf`: higher is better), equal ones by position. They become `impute`d values plus Gaussian noise of that
     standard deviation, clipped to [0, 1]; the noise is drawn from the seed and the image's own pixels, the same for
-    all shares, orders and methods. Images (N, C, H, W) in [0, 1]; raises ValueError for shares that remove no pixel or
-    all, a negative noise, and as `perturbation_curve` (Rong et al. 2022).
+    all shares, orders and methods. A sequence of J predictors is shown the same images, imputed once: (J, N,
+    len(shares)). Images (N, C, H, W) in [0, 1]; raises ValueError for shares that remove no pixel or all, a negative
+    noise, and as `perturbation_curve` (Rong et al. 2022).
     """
     check_inputs(images, maps, targets)
     check_pixels(images)
-    check_choice("order", order, ORDERS)
-    pixels = images.shape[2] * images.shape[3]
-    counts = [round(share * pixels) for share in shares]
-    if not counts or not all(0 < count < pixels for count in counts):
-        raise ValueError(f"shares: expected shares that remove some of {pixels} pixels but not all, got {(*shares,)}")
-    if not noise >= 0:
-        raise ValueError(f"noise: expected a standard deviation of at least 0, got {noise}")
-    maps = check_maps("maps", maps)
+    judges = [predict] if callable(predict) else predict
 
-    @functools.lru_cache(1)
-    def imputed(i: int) -> Tensor:
-        image = images[i].float().cpu().numpy()
-        rank = tile_rank(maps[i : i + 1], 1, order).view(image.shape[1:]).cpu().numpy()
-        added = np.random.default_rng([seed, zlib.crc32(image.tobytes())]).normal(0, noise, image.shape)
-        filled = [np.clip(impute(image, rank < count) + added, 0, 1) for count in counts]
-        removed = torch.from_numpy(np.stack([rank < count for count in counts]))[:, None].to(images.device)
-        return torch.where(removed, torch.from_numpy(np.stack(filled)).to(images), images[i])
+    def judged(rows: Tensor) -> Tensor:
+        made = road_images(images[rows], maps[rows], shares, order, noise, seed)
+        score, states = target_probability(targets[rows]), len(shares)
+        return torch.stack(
+            [evaluate(one, lambda i, s: made[i, s], maps[rows], states, score, batch_size) for one in judges]
+        )
 
-    def versions(i: int, state: Tensor) -> Tensor:
-        return imputed(i)[state.to(images.device)]
-
-    return evaluate(predict, versions, len(images), len(counts), target_probability(targets), batch_size)
+    check_count("batch_size", batch_size)
+    at_once = max(1, batch_size // max(1, len(shares)))  # no more imputed images in memory than perturbed ones
+    found = torch.cat([judged(rows) for rows in torch.arange(len(images)).split(at_once)], 1)
+    return found[0] if callable(predict) else found

@@ -170,3 +170,16 @@ X, T = torch.zeros(2, 3, 12, 10), torch.tensor([0, 1])
 def test_errors(method, model, images, targets, more, error, message):
     with pytest.raises(error, match=message):
         explain(method, model, images, targets, **more)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.family != "baseline"])
+def test_a_model_without_finite_logits_is_refused(method, value):
+    makes = {"evidence": lambda: Net(evidence=True), "evidence_difference": lambda: Net(evidence=True)}
+    model = models.blackbox("resnet18", 3) if method == "tte_cam" else makes.get(method, Gated)()
+    broken = next(p for p in reversed(list(model.parameters())) if p.ndim == 2)  # the last linear layer
+    with torch.no_grad():
+        broken[1] = value
+    images = torch.randn(2, 3, 32, 32)
+    with pytest.raises(ValueError, match="model: expected finite logits, got NaN or infinity"):
+        run(method, model, images, torch.tensor([0, 1]))

@@ -255,7 +255,6 @@ def test_deletion_keeps_a_constant_image_unless_filled_with_zero(fill):
         ({"images": IMAGE[0]}, r"images: expected floats \(N >= 1, C, H, W\), got torch.float32 of \(1, 4, 4\)"),
         ({"images": IMAGE * 2}, r"images: expected values in \[0, 1\], got 0 to 2"),
         ({"maps": MAP[:, :2]}, r"maps: expected shape \(1, 4, 4\) to match images, got \(1, 2, 4\)"),
-        ({"maps": MAP * float("inf")}, "maps: expected finite values, got NaN or infinity in map 0"),
         ({"targets": torch.ones(1)}, r"targets: expected integers of shape \(1,\), got torch.float32"),
         ({"targets": ONE * 2}, "targets: expected 0..1, got 2..2"),
         ({"tile": 0}, "tile: expected an integer of at least 1, got 0"),

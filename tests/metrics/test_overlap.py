@@ -37,8 +37,8 @@ def test_rank_accuracy_by_hand():
     assert relevance_rank_accuracy(MAPS, MASKS).item() == pytest.approx(2 / 3)  # chosen: 4, 3, 1
     assert relevance_rank_accuracy(-MAPS, MASKS).item() == pytest.approx(2 / 3)  # chosen: -2, 1, 3
     tied = torch.tensor([[[0.0, 0, 1, 0]]]).repeat(2, 1, 1)
-    masks = torch.tensor([[[1, 0, 0, 1]], [[0, 1, 0, 1]]])  # chosen: the 1, then the first 0
-    assert relevance_rank_accuracy(tied, masks).tolist() == [0.5, 0]
+    masks = torch.tensor([[[1, 0, 0, 1]], [[0, 1, 1, 1]]])  # chosen: the 1, then one or two of the three 0
+    assert relevance_rank_accuracy(tied, masks).tolist() == pytest.approx([1 / 3, (1 + 4 / 3) / 3])
     assert relevance_rank_accuracy(torch.ones(1, 1, 4), masks[:1]).isnan()
     assert relevance_rank_accuracy(tied, masks * 0).isnan().all()
 
@@ -84,8 +84,10 @@ def slow(image, mask):
     weighted = sum(max(v, 0) for v, m in zip(image, mask, strict=True) if m) / mass if mass else NAN
     if min(image) == max(image):
         return [weighted, NAN, NAN, NAN]
-    ranked = sorted(range(len(image)), key=lambda i: (-image[i], i))
-    accuracy = sum(mask[i] for i in ranked[: sum(mask)]) / sum(mask)
+    last = sorted(image, reverse=True)[sum(mask) - 1]
+    tied = [bool(m) for v, m in zip(image, mask, strict=True) if v == last]  # of these a share is chosen
+    share = (sum(mask) - sum(v > last for v in image)) / len(tied)
+    accuracy = (sum(m for v, m in zip(image, mask, strict=True) if v > last) + share * sum(tied)) / sum(mask)
     scaled = [(v - min(image)) / (max(image) - min(image)) for v in image]
     return [weighted, accuracy, max(slow_iou(image, mask, t) for t in set(image)), slow_iou(scaled, mask, 0.5)]
 

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.transforms.v2 import functional as T
 
-from lib.metrics.road import impute, road
+from lib.metrics.road import impute, road, road_images
 
 ONE = torch.ones(1, dtype=torch.long)
 
@@ -163,6 +165,33 @@ def test_imputation_happens_once_for_each_image(monkeypatch):
     monkeypatch.setitem(road.__globals__, "impute", lambda *arguments: calls.append(1) or impute(*arguments))
     road(mean_predict, noise(3, 1, 8, 8), noise(3, 8, 8), ONE.repeat(3), batch_size=4)
     assert len(calls) == 3 * 9
+    road([mean_predict] * 3, noise(3, 1, 8, 8), noise(3, 8, 8), ONE.repeat(3), batch_size=20)
+    assert len(calls) == 2 * 3 * 9  # once for all three judges
+
+
+def test_several_judges_see_the_same_images():
+    images, maps, shares = noise(5, 2, 8, 8), noise(5, 8, 8, seed=1), (0.2, 0.6)
+    recorders = [Recorder(), Recorder()]
+    found = road([*recorders, lambda x: mean_predict(x).flip(1)], images, maps, ONE.repeat(5), shares, batch_size=4)
+    assert found.shape == (3, 5, 2) and torch.allclose(found[2], 1 - found[0])
+    made = road_images(images, maps, shares)
+    assert made.shape == (5, 2, 2, 8, 8) and made.dtype == images.dtype
+    assert all(torch.equal(recorder.images(5), made) for recorder in recorders)
+    assert all(len(shown) <= 4 for recorder in recorders for shown in recorder.seen)
+    assert torch.equal(road(mean_predict, images, maps, ONE.repeat(5), shares), found[0])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("smooth", [False, True])
+def test_large_holes_satisfy_every_equation(share, smooth):
+    image, rank = noise(3, 150, 110).numpy(), noise(1, 1, 150, 110, seed=1)
+    rank = (T.gaussian_blur(rank, [31, 31], [9.0, 9.0]) if smooth else rank)[0, 0].flatten().argsort().argsort()
+    removed = (rank < share * 150 * 110).view(150, 110).numpy()
+    found = torch.from_numpy(impute(image, removed))[:, None]
+    weights = torch.tensor([[1.0, 2, 1], [2, 0, 2], [1, 2, 1]], dtype=torch.float64)[None, None] / 12
+    inside = F.conv2d(torch.ones_like(found), weights, padding=1)
+    mean = (F.conv2d(found, weights, padding=1) / inside)[:, 0].numpy()
+    assert np.allclose(found[:, 0].numpy()[:, removed], mean[:, removed], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
