@@ -47,7 +47,7 @@ def classification_metrics(labels: Tensor, probabilities: Tensor) -> dict:
     undefined is NaN; macro averages skip it, `undefined` says of how many classes. Raises ValueError for other
     arguments.
     """
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    labels, probabilities = labels.cpu().numpy(), probabilities.cpu().double().numpy()
     if probabilities.ndim != 2 or probabilities.shape[1] < 2 or not len(probabilities):
         raise ValueError(f"probabilities: expected shape (N >= 1, K >= 2), got {probabilities.shape}")
     n, classes = probabilities.shape
