@@ -13,10 +13,10 @@ from copy import deepcopy
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from lib.metrics.localisation import check_count, check_maps
+from lib.metrics.properties import map_correlation
 from lib.models import Explainer
 
 Similarities = dict[str, Tensor]
@@ -125,13 +125,8 @@ def similarity(a: Tensor, b: Tensor) -> Similarities:
     a, b = (check_maps(name, maps).detach().cpu().double() for name, maps in (("a", a), ("b", b)))
     if a.shape != b.shape:
         raise ValueError(f"b: expected shape {tuple(a.shape)} to match a, got {tuple(b.shape)}")
-    return {"spearman": _spearman(a, b), "spearman_abs": _spearman(a.abs(), b.abs()), "ssim": _ssim(a, b)}
-
-
-def _spearman(a: Tensor, b: Tensor) -> Tensor:
-    ranks = [torch.from_numpy(rankdata(maps.flatten(1).numpy(), axis=1)) for maps in (a, b)]
-    x, y = (rank - rank.mean(1, keepdim=True) for rank in ranks)
-    return (x * y).sum(1) / (x.square().sum(1) * y.square().sum(1)).sqrt()  # 0 / 0 for a constant map
+    spearman, spearman_abs = map_correlation(a, b), map_correlation(a.abs(), b.abs())
+    return {"spearman": spearman, "spearman_abs": spearman_abs, "ssim": _ssim(a, b)}
 
 
 def _ssim(a: Tensor, b: Tensor, sigma: float = 1.5) -> Tensor:

@@ -3,7 +3,6 @@
 from math import isnan
 
 import numpy as np
-from sklearn import metrics
 from torch import Tensor
 
 POINTS = 200  # per stored ROC or precision-recall curve
@@ -17,6 +16,8 @@ def _thinned(**columns: np.ndarray) -> dict[str, list[float]]:
 
 def _one_against_rest(truth: np.ndarray, score: np.ndarray, predicted: np.ndarray) -> dict:
     """Metrics of one class; truth and predicted are boolean. What needs an absent class is NaN or an empty curve."""
+    from sklearn import metrics  # half a second, which who imports lib.metrics for something else does not pay
+
     nan, present = float("nan"), bool(truth.any() and not truth.all())
     result = {
         "auc": nan,
@@ -47,7 +48,9 @@ def classification_metrics(labels: Tensor, probabilities: Tensor) -> dict:
     undefined is NaN; macro averages skip it, `undefined` says of how many classes. Raises ValueError for other
     arguments.
     """
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    from sklearn import metrics
+
+    labels, probabilities = labels.cpu().numpy(), probabilities.cpu().double().numpy()
     if probabilities.ndim != 2 or probabilities.shape[1] < 2 or not len(probabilities):
         raise ValueError(f"probabilities: expected shape (N >= 1, K >= 2), got {probabilities.shape}")
     n, classes = probabilities.shape

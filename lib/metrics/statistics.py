@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from scipy.stats import wilcoxon
 from torch import Tensor
 
 NAN = float("nan")
@@ -186,6 +185,8 @@ def paired_comparison(
     if len(values) and not values.any():
         p = 1.0
     elif len(sizes) >= 2 and test == "wilcoxon":
+        from scipy.stats import wilcoxon  # half a second, paid by the test alone
+
         means = torch.zeros(len(sizes)).double().index_add(0, codes, values) / sizes
         p = float(wilcoxon(means.numpy(), zero_method="pratt").pvalue) if means.any() else 1.0
     elif len(sizes) >= 2:

@@ -1,0 +1,233 @@
+"""Whatever takes tensors runs on another device than the CPU, and finds there what it finds on the CPU.
+
+The other device is pretended, so that every machine can tell where a function makes a tensor on the CPU to meet one
+that is elsewhere; where there is a GPU, it is the GPU as well. What the reference code says of the values is tested on
+the CPU (tests/golden).
+"""
+
+import inspect
+from contextlib import nullcontext
+
+import pytest
+import torch
+import yaml
+from pretended_device import ELSEWHERE, PretendedDevice
+from tiny_recipes import PHASES, TINY
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lib import evaluation, losses, measures, metrics, models, sanity
+from lib.dry_run import check
+from lib.explain import METHODS, explain
+from lib.runs import Run
+
+N, SIDE = 4, 32
+FAMILIES = ("compact", "vgg-gated", "resnet18", "resnet50", "vgg11", "densenet121", "efficientnet_v2_s")
+BUILDERS = (models.blackbox, models.softcam, models.explainer_classifier)
+
+
+@pytest.fixture(params=["pretended", *(["cuda"] if torch.cuda.is_available() else [])])
+def device(request):
+    with PretendedDevice() if request.param == "pretended" else nullcontext():
+        yield ELSEWHERE if request.param == "pretended" else torch.device("cuda", 0)
+
+
+def uniform(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(len(shape)), dtype=torch.float64)
+
+
+def box(*shape: int) -> Tensor:
+    """A mask with a region in it: the upper left quarter, of every image but the first."""
+    mask = torch.zeros(shape)
+    mask[1:, ..., : shape[-2] // 2, : shape[-1] // 2] = 1
+    return mask
+
+
+def predict(images: Tensor) -> Tensor:
+    p = images.mean(1).flatten(1).softmax(1).cumsum(1)[:, SIDE :: SIDE**2]
+    return torch.cat([p, 1 - p], 1)
+
+
+def heatmaps(images: Tensor) -> Tensor:
+    return images.mean(1) - 0.5
+
+
+IMAGES, MAPS, CLASSES = uniform(N, 3, SIDE, SIDE), uniform(N, SIDE, SIDE) - 0.3, torch.arange(N) % 2
+GIVEN = {  # argument -> what functions get for it, whether they need it or not
+    **{"predict": predict, "explain_fn": heatmaps},
+    **{"images": IMAGES, "maps": MAPS, "others": MAPS.flip(1), "maps_random_labels": MAPS.flip(1)},
+    **{"masks": box(N, SIDE, SIDE), "targets": CLASSES, "labels": CLASSES, "diseased": CLASSES == 1},
+    **{"curve": uniform(N, 9), "morf": uniform(N, 9), "lerf": uniform(N, 9).flip(1), "thresholds": uniform(7)},
+    **{"probabilities": torch.stack([uniform(N), 1 - uniform(N)], 1), "p_values": uniform(5), "values": uniform(N)},
+    **{"a": uniform(N), "b": uniform(N).flip(0), "evidence": uniform(N, 2, 8, 8) - 0.5, "logits": uniform(N, 2)},
+    **{"mask": box(N, 1, SIDE, SIDE), "has_mask": CLASSES == 1, "weights": torch.tensor([0.5, 2.0])},
+    **{"beta": 0.7, "l1": 0.1, "l2": 0.2, "distance": "mse", "subset": 4, "patch": 8},
+}
+OTHERWISE = {  # of functions whose argument of that name is of another shape
+    "pompom": {"z": MAPS.clamp(min=0)},
+    "pompom_curve": {"z": MAPS.clamp(min=0)},
+    "grid_pointing_game": {"diseased": MAPS, "healthy": MAPS.flip(2)},
+    "bootstrap_means": {"values": uniform(N, 5)},
+    "compare_all": {"values": {"a": uniform(N), "b": uniform(N).flip(0)}},
+    "similarity": {"a": MAPS, "b": MAPS.flip(1)},
+}
+LOSSES = {name: f for name, f in inspect.getmembers(losses, inspect.isfunction) if not name.startswith("_")}
+METRICS = {name: f for name in metrics.__all__ if inspect.isfunction(f := getattr(metrics, name))}
+SANITY = {f.__name__: f for f in (sanity.similarity, sanity.label_randomisation)}
+
+
+def arguments(function) -> dict:
+    """What `GIVEN` and `OTHERWISE` have of its arguments; z is a heatmap of the Explainer."""
+    known = GIVEN | {"z": uniform(N, 1, SIDE, SIDE)} | OTHERWISE.get(function.__name__, {})
+    return {name: known[name] for name in inspect.signature(function).parameters if name in known}
+
+
+def moved(values, device: torch.device):
+    return tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, values)
+
+
+def assert_same(found, expected, tolerance: float = 1e-6) -> None:
+    found, expected = tree_leaves(moved(found, torch.device("cpu"))), tree_leaves(expected)
+    options = {"rtol": tolerance, "atol": tolerance, "equal_nan": True, "check_dtype": False}
+    torch.testing.assert_close(*([x for x in xs if not isinstance(x, str)] for xs in (found, expected)), **options)
+
+
+@pytest.mark.parametrize("name", [*METRICS, *SANITY])
+def test_metrics(device, name):
+    function = (METRICS | SANITY)[name]
+    given = arguments(function)
+    assert_same(function(**moved(given, device)), function(**given))
+
+
+@pytest.mark.parametrize("name", [name for name, function in METRICS.items() if {"maps"} < {*arguments(function)}])
+def test_metrics_of_maps_that_explain_has_left_on_the_cpu(device, name):
+    given = arguments(METRICS[name])
+    assert_same(METRICS[name](**moved(given, device) | {"maps": given["maps"]}), METRICS[name](**given))
+
+
+def test_the_device_is_another_one(device):
+    there, here, generator = torch.ones(2, 2, device=device), torch.ones(2, 2), torch.Generator()
+    mixed = {
+        "add": lambda: there + here,
+        "in place": lambda: there.mul_(here),
+        "matmul": lambda: here @ there,
+        "cat": lambda: torch.cat([there, here]),
+        "where": lambda: torch.where(here > 0, there, 0.0),
+        "index of the CPU's": lambda: here[torch.zeros(1, dtype=torch.long, device=device)],
+        "generator": lambda: torch.rand(2, generator=generator, device=device),
+        "generator in place": lambda: there.normal_(generator=generator),
+        "numpy": lambda: there.numpy(),
+    }
+    for name, call in mixed.items():
+        with pytest.raises((RuntimeError, TypeError), match=r"device|numpy"):
+            call()
+            pytest.fail(f"{name}: no error")
+    assert (there[torch.tensor([0])] + torch.tensor(1.0)).tolist() == [[2.0, 2.0]]  # as any GPU allows
+    there[:, 0] = here[:, 1] + 1
+    assert there.cpu().numpy().tolist() == [[2.0, 1.0], [2.0, 1.0]]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_and_their_gradients(device, name):
+    function = LOSSES[name]
+    (first, value), *rest = arguments(function).items()
+
+    def loss_and_gradient(device: torch.device) -> tuple[Tensor, Tensor]:
+        variable = value.to(device).requires_grad_()
+        loss = function(**{first: variable}, **moved(dict(rest), device))
+        return loss.detach(), torch.autograd.grad(loss.sum(), variable)[0]
+
+    assert_same(loss_and_gradient(device), loss_and_gradient(torch.device("cpu")))
+
+
+def built(builder, family: str) -> nn.Module:
+    torch.manual_seed(0)
+    return builder(family, 2, **({"width": 4} if family == "compact" else {})).double()
+
+
+LEFT_OUT = {  # no SoftCAM of the one; the others' forward passes are torchvision's, or run in the explainer-classifier
+    models.softcam: ("vgg-gated",),
+    models.blackbox: ("vgg11", "resnet50", "efficientnet_v2_s"),
+}
+PAIRS = [(builder, f) for builder in BUILDERS for f in FAMILIES if f not in LEFT_OUT.get(builder, ())]
+
+
+@pytest.mark.parametrize(("builder", "family"), PAIRS, ids=lambda value: getattr(value, "__name__", value))
+def test_models_and_their_gradients(device, builder, family):
+    model = built(builder, family)
+
+    def run(device: torch.device, mode: bool) -> list[Tensor]:
+        out = model.to(device).train(mode)(IMAGES[:2].to(device))
+        out = [out] if isinstance(out, Tensor) else [*out]
+        first = next(model.parameters())
+        return [*(value.detach() for value in out), torch.autograd.grad(sum(value.sum() for value in out), first)[0]]
+
+    expected = run(torch.device("cpu"), False)
+    assert_same(run(device, False), expected)
+    assert all(value.device == device for value in run(device, True))  # dropout draws other numbers there
+
+
+@pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__)
+@pytest.mark.parametrize("method", METHODS)
+def test_explanation_methods(device, method, builder):
+    model = built(builder, "compact").eval()
+    given = {"images": IMAGES[:2], "targets": CLASSES[:2]}
+    try:
+        expected = explain(method, model, **given)
+    except TypeError as error:  # the method is not for this model
+        with pytest.raises(TypeError, match=str(error)[:20]):
+            explain(method, model.to(device), **moved(given, device))
+        return
+    model = model.to(device)
+    assert_same(explain(method, model, **moved(given, device)), expected)
+    assert_same(explain(method, model, **given), expected)  # images may be on the CPU
+
+
+def test_a_black_box_rewritten_as_a_softcam(device):
+    blackbox = built(models.blackbox, "compact").eval()
+    expected = models.to_softcam(blackbox)(IMAGES)
+    assert_same([*models.to_softcam(blackbox.to(device))(IMAGES.to(device))], [*expected])
+
+
+@pytest.mark.parametrize("mode", sanity.MODES)
+def test_parameter_randomisation(device, mode):
+    model = built(models.explainer_classifier, "compact").eval()
+
+    def explain_fn(model: nn.Module) -> Tensor:
+        return explain("saliency", model, IMAGES[:2], CLASSES[:2])
+
+    expected = sanity.parameter_randomisation(explain_fn, model, mode, groups=2)
+    assert_same(sanity.parameter_randomisation(explain_fn, model.to(device), mode, groups=2), expected)
+
+
+METHOD_CHANGES = {
+    "blackbox": {},
+    "softcam": {"l1": 1e-4, "l2": 1e-4, "class_weights": "balanced"},
+    "explainer_classifier": {"hybrid": True, **PHASES},
+}
+
+
+@pytest.mark.parametrize("method", METHOD_CHANGES)
+def test_a_training_step_of_every_phase(device, method, tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.runs.pick_device", lambda _: device)
+    values = {**TINY, "name": "step", "runs_dir": str(tmp_path), "method": method, **METHOD_CHANGES[method]}
+    (tmp_path / "step.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert check(tmp_path / "step.yaml", batch=2)
+
+
+@pytest.mark.parametrize("name", ["blackbox", "softcam", "explainer"])
+def test_explaining_and_evaluating_a_run(device, name, trained, monkeypatch):
+    expected = evaluated(trained[name])
+    monkeypatch.setattr("lib.runs.pick_device", lambda _: device)
+    run = Run.load(trained[name].dir)
+    assert next(run.model.parameters()).device == device
+    assert_same(evaluated(run), expected, tolerance=1e-3)
+
+
+def evaluated(run: Run) -> list:
+    """Maps of a run's usual methods, and what is measured of its in-model map (or the first one)."""
+    batch = run.test_images(6)
+    maps = evaluation.explain_run(run, batch)
+    method = next(iter(maps))
+    given = run, maps[method], batch, method
+    return [maps, run.predict(batch["image"]), measures.localisation(*given), measures.properties(*given)]
