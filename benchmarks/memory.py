@@ -21,17 +21,18 @@ def stored_mb(count: int) -> float:
 
 
 def evaluate(count: int) -> float:
-    """MB: the peak resident size of this process after Grad-CAM and `lib.measures.judged` on `count` images."""
+    """MB: the peak resident size of this process after Grad-CAM and `lib.measures` on `count` images."""
     from benchmarks.models import network, samples
     from lib.explain import explain
-    from lib.measures import judged
+    from lib.measures import kept, removed
 
     images, classes = samples(count, SIDE)[::2]
     model = network("tiny")
     maps = explain("gradcam", model, images, classes, layer=model[0])
-    recipe = SimpleNamespace(patch=SIDE // 4, seed=0, **RECIPE)
+    recipe = SimpleNamespace(patch=SIDE // 4, stream=lambda *_: 0, **RECIPE)
     run = SimpleNamespace(recipe=recipe, predict=torch.no_grad()(lambda x: model(x).softmax(1)))
-    judged(run, maps, images, classes)
+    removed(run.predict, run, maps, images, classes)
+    kept(run, maps, images, classes)
     return peak_mb()
 
 

@@ -54,7 +54,7 @@ def check(path: Path, batch: int | None = None) -> list[dict]:
     """
     recipe = Recipe.load(path).replace(weights=None)
     torch.set_num_threads(recipe.threads)
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipe.stream("weights"))
     run = Run(recipe.run_dir, recipe)
     samples = random_batch(recipe, run, batch or recipe.batch_size)
     make_sampler(recipe, samples["label"])

@@ -17,14 +17,16 @@ from lib.training import blackbox_twin
 
 Values = dict[str, Tensor]  # metric -> (n,) or, for curves, (n, L): one row per image
 Batch = dict[str, Any]  # as `Run.images` gives it
-COMMON = ("perturbation_curve", "aopc", "deletion_curve", "deletion_area", "road")
 ROAD_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 POMPOM_EPS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.05, 0.1, 0.2, 0.5)
 
 
 def explainer_of(run: Run, method: str, labels: Tensor) -> Callable[[Tensor], Tensor]:
     """images (N, C, H, W) in [0, 1] -> maps (N, H, W) of the classes `labels` (N,), with the run's options."""
-    options = {"integrated_gradients": {"steps": run.recipe.ig_steps}, "random": {"seed": run.recipe.seed}}
+    options = {
+        "integrated_gradients": {"steps": run.recipe.ig_steps},
+        "random": {"seed": run.recipe.stream("random map")},
+    }
     return lambda images: explain(method, run.model, run.inputs(images), labels, **options.get(method, {}))
 
 
@@ -68,38 +70,38 @@ def perturbed(run: Run, batch: dict[str, Any]) -> Tensor:
     return chosen.nonzero()[: run.recipe.faithfulness_count, 0]
 
 
-def judged(run: Run, maps: Tensor, images: Tensor, labels: Tensor, *others: Predict) -> list[Values]:
-    """Every faithfulness metric of maps (n, H, W) of images (n, C, H, W), as judged by the run's model, then by each of
-    `others`; the images of ROAD are imputed once for all."""
-    judges = (run.predict, *others)
-    roads = m.road(judges, images, maps, labels, shares=ROAD_SHARES, seed=run.recipe.seed)
-    found = [_judged_by(predict, run, maps, images, labels) for predict in judges]
-    return [values | {"road": road} for values, road in zip(found, roads, strict=True)]
-
-
-def _judged_by(predict: Predict, run: Run, maps: Tensor, images: Tensor, labels: Tensor) -> Values:
-    """`judged` by one classifier, without ROAD."""
-    recipe, patch = run.recipe, patch_of(run)
-    steps = {"tile": recipe.aopc_tile, "steps": recipe.aopc_steps, "perturbation": recipe.perturbation}
-    fill = "black" if recipe.deletion_fill == "zero" else recipe.deletion_fill
-    tiles = tile_count(images, recipe.aopc_tile)
-    given = (predict, images, maps, labels)
-    morf = m.perturbation_curve(*given, **steps, seed=recipe.seed)
-    lerf = m.perturbation_curve(*given, **steps, seed=recipe.seed, order="lerf")
-    insertion = m.insertion_curve(*given, tile=patch, steps=recipe.deletion_steps, start=fill)
-    deletion = m.deletion_hits(*given, recipe.deletion_steps, patch, recipe.deletion_fill)
+def removed(predict: Predict, run: Run, maps: Tensor, images: Tensor, labels: Tensor) -> Values:
+    """What a classifier predicts as the highest tiles and patches of maps (n, H, W) of images (n, C, H, W) go."""
+    recipe, given = run.recipe, (predict, images, maps, labels)
+    morf = m.perturbation_curve(
+        *given, recipe.aopc_tile, recipe.aopc_steps, recipe.perturbation, seed=recipe.stream("perturbation")
+    )
+    deletion = m.deletion_hits(*given, recipe.deletion_steps, patch_of(run), recipe.deletion_fill)
     return {
         "perturbation_curve": morf,
-        "lerf_curve": lerf,
         "aopc": m.aopc(morf),
-        "aopc_lerf": m.aopc(lerf),
         "deletion_curve": deletion,
         "deletion_area": m.area_under_curve(deletion),
+    }
+
+
+def kept(run: Run, maps: Tensor, images: Tensor, labels: Tensor) -> Values:
+    """What the run's model predicts as the lowest tiles of the maps go, the highest come back, or they alone stay."""
+    recipe, given = run.recipe, (run.predict, images, maps, labels)
+    tile, fill = recipe.aopc_tile, "black" if recipe.deletion_fill == "zero" else recipe.deletion_fill
+    lerf = m.perturbation_curve(
+        *given, tile, recipe.aopc_steps, recipe.perturbation, seed=recipe.stream("perturbation"), order="lerf"
+    )
+    insertion = m.insertion_curve(*given, tile=patch_of(run), steps=recipe.deletion_steps, start=fill)
+    subset = max(1, min(8, tile_count(images, tile) // 4))
+    return {
+        "lerf_curve": lerf,
+        "aopc_lerf": m.aopc(lerf),
         "insertion_curve": insertion,
         "insertion_area": m.area_under_curve(insertion),
-        "sufficiency": m.sufficiency(*given, tile=recipe.aopc_tile, fill=fill),
+        "sufficiency": m.sufficiency(*given, tile=tile, fill=fill),
         "faithfulness_correlation": m.faithfulness_correlation(
-            *given, max(1, min(8, tiles // 4)), 30, recipe.aopc_tile, fill, seed=recipe.seed
+            *given, subset, 30, tile, fill, seed=recipe.stream("correlation")
         ),
     }
 
@@ -107,14 +109,21 @@ def _judged_by(predict: Predict, run: Run, maps: Tensor, images: Tensor, labels:
 def faithfulness(run: Run, maps: Tensor, batch: dict[str, Any], method: str) -> Values:
     """Faithfulness metrics of one method's maps (N, H, W); NaN on images that are not perturbed.
 
-    An in-model map is also judged by the black-box twin (`common_...`): the model that all maps have in common.
+    What is removed from an in-model map is also judged by the black-box twin (`common_...`), the model that all maps
+    have in common; the images of ROAD are imputed once for both.
     """
     chosen = perturbed(run, batch)
-    given = maps[chosen], batch["image"][chosen], batch["label"][chosen]
+    images, shown, labels = batch["image"][chosen], maps[chosen], batch["label"][chosen]
     in_model = METHODS[method].family == "in-model" and run.recipe.method != "blackbox"
-    found, *twins = judged(run, *given, *([blackbox_twin(run.recipe).predict] if in_model else []))
-    for common in twins:
-        found |= {f"common_{key}": common[key] for key in COMMON}
+    judges = [run.predict, *([blackbox_twin(run.recipe).predict] if in_model else [])]
+    roads = m.road(judges, images, shown, labels, shares=ROAD_SHARES, seed=run.recipe.stream("road"))
+    found, *others = [
+        removed(predict, run, shown, images, labels) | {"road": road}
+        for predict, road in zip(judges, roads, strict=True)
+    ]
+    found |= kept(run, shown, images, labels)
+    for common in others:
+        found |= {f"common_{key}": value for key, value in common.items()}
     return {key: spread(value.float(), chosen, len(maps)) for key, value in found.items()}
 
 
@@ -130,7 +139,7 @@ def properties(run: Run, maps: Tensor, batch: dict[str, Any], method: str) -> Va
         found |= {"positive_share_diseased": shares.positive, "negative_share_healthy": shares.negative}
     images, again = batch["image"][chosen], explainer_of(run, method, batch["label"][chosen])
     part = {
-        "stability": m.stability(again, images, maps[chosen], samples=2, seed=run.recipe.seed),
+        "stability": m.stability(again, images, maps[chosen], samples=2, seed=run.recipe.stream("stability")),
         "flip_equivariance": m.flip_equivariance(again, images, maps[chosen]),
     }
     if method in ("evidence", "integrated_gradients", "lrp"):
@@ -173,8 +182,10 @@ def perturbation_grids(run: Run, maps: dict[str, Tensor], batch: dict[str, Any],
     given = batch["image"][chosen], batch["label"][chosen]
     grids = {}
     for method, values in maps.items():
-        found = m.perturbation_grid(run.predict, given[0], values[chosen], given[1], seed=run.recipe.seed)
-        grids[method] = {f"{tile} {kind}": curve.mean(0) for (tile, kind), curve in found.items()}
+        found = m.perturbation_grid(
+            run.predict, given[0], values[chosen], given[1], seed=run.recipe.stream("perturbation")
+        )
+        grids[method] = {f"{tile} {kind}": curve.nanmean(0) for (tile, kind), curve in found.items()}
     kept = {f"{method}/{cell}": curve for method, found in grids.items() for cell, curve in found.items()}
     write_tensors(run.dir / "grid.safetensors", kept)
     return grids
@@ -203,7 +214,7 @@ def grid_pointing_game(run: Run, batch: Batch) -> float | None:
     if run.recipe.method != "softcam" or len(run.description.classes) != 2 or not sick.any() or (~sick).sum() < 3:
         return None
     disease = native_evidence(run, batch)[:, 1]
-    return m.grid_pointing_game(disease[sick], disease[~sick], seed=run.recipe.seed)
+    return m.grid_pointing_game(disease[sick], disease[~sick], seed=run.recipe.stream("grid"))
 
 
 def spread(values: Tensor, chosen: Tensor, count: int) -> Tensor:
