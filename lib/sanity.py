@@ -120,7 +120,7 @@ def similarity(a: Tensor, b: Tensor) -> Similarities:
 
     spearman: rank correlation of the pixels, equal values sharing their mean rank; spearman_abs: of their absolute
     values; ssim: structural similarity of the maps, each scaled to [0, 1]. NaN where a map (or, for spearman_abs, its
-    absolute value) is constant. Raises ValueError for maps of other shapes or values that are not finite.
+    absolute value) is constant or not finite. Raises ValueError for maps of other shapes.
     """
     a, b = (check_maps(name, maps).detach().cpu().double() for name, maps in (("a", a), ("b", b)))
     if a.shape != b.shape:
