@@ -1,7 +1,9 @@
 """Data sets: manifests, images with masks, and the generators of the synthetic ones."""
 
 from lib.data.dataset import ImageDataset, augmentation
-from lib.data.manifest import PROJECT, Description, load_description, load_manifest, pixel_hash, read_image, verify
+from lib.data.manifest import PROJECT, Description, fair_order, load_description, load_manifest, manifest_hash
+from lib.data.pixels import pixel_hash, read_image, read_mask
+from lib.data.verification import verify
 
 __all__ = [
     "PROJECT",
@@ -10,12 +12,15 @@ __all__ = [
     "augmentation",
     "build_manifest",
     "ensure_manifest",
+    "fair_order",
     "generate",
     "load_description",
     "load_manifest",
+    "manifest_hash",
     "pixel_hash",
     "prepare",
     "read_image",
+    "read_mask",
     "verify",
 ]
 

@@ -11,7 +11,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from lib.data.manifest import box_mask, parse_boxes, read_image, read_mask
+from lib.data.manifest import parse_boxes
+from lib.data.pixels import box_mask, read_image, read_mask, resized_mask
 
 
 class ImageDataset(Dataset):
@@ -19,7 +20,7 @@ class ImageDataset(Dataset):
 
     image: float32 (C, H, W) in [0, 1]; label: int64; mask: uint8 (H, W), 0 or 1, from the mask file or else the boxes,
     all 0 where there is neither; has_mask: bool, whether the mask has a pixel (after augmentation: left); id: the
-    image's path in the manifest. No normalisation here.
+    image's path in the manifest. No normalisation here. The frame's attrs may hold `root` and `mask_values`.
     `channels` (1 or 3) and `size` (height, width) convert what the files hold; `transform` is one of
     torchvision.transforms.v2, for (Image, Mask) together. Decoded images stay in memory unless `cache` is False.
     """
@@ -60,7 +61,7 @@ class ImageDataset(Dataset):
         pixels = read_image(self.root / row["image"])
         height, width = pixels.shape[:2]
         if row["mask"]:
-            mask = read_mask(self.root / row["mask"])
+            mask = read_mask(self.root / row["mask"], self.frame.attrs.get("mask_values"))
             if mask.shape != (height, width):
                 raise ValueError(f"{row['mask']}: expected shape {(height, width)} of its image, got {mask.shape}")
         else:
@@ -70,7 +71,7 @@ class ImageDataset(Dataset):
             picture = picture.convert("L" if self.channels == 1 else "RGB")
         if self.size is not None:
             picture = picture.resize(self.size[::-1], Image.Resampling.BILINEAR)
-            mask = np.array(Image.fromarray(mask).resize(self.size[::-1], Image.Resampling.NEAREST))
+            mask = resized_mask(mask, self.size)
         decoded = np.atleast_3d(np.array(picture)), mask.astype(np.uint8)
         if self.cache is not None:
             self.cache[index] = decoded

@@ -5,7 +5,6 @@ Run `python -m lib.data.generation` to make the committed manifests again.
 """
 
 import json
-import os
 import zlib
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
-from PIL import Image
 
 from lib.data import chest, digits, fundus, shapes
 from lib.data.manifest import (
@@ -21,14 +19,15 @@ from lib.data.manifest import (
     MANIFESTS,
     SPLITS,
     data_root,
+    fair_order,
     how_to_get,
     load_description,
     load_manifest,
-    pixel_hash,
-    read_image,
-    verify,
     write_manifest,
 )
+from lib.data.pixels import pixel_hash, read_image
+from lib.data.verification import verify
+from lib.data.writing import write_png, write_text
 
 GENERATORS = {"chest": chest, "digits": digits, "fundus": fundus, "shapes": shapes}
 
@@ -50,23 +49,30 @@ def generate(name: str, root: str | Path, seed: int, counts: dict[str, int], **p
 
 
 def prepare(name: str | Path, limit: dict[str, int] | None = None, root: str | Path | None = None) -> pd.DataFrame:
-    """Manifest rows, at most `limit` of each split it names, whose images are on disk with the manifest's pixels.
+    """Manifest rows whose images and masks are on disk with the manifest's pixels, in `fair_order`.
 
-    Missing images of a generated set are made. Raises FileNotFoundError where files of another set are missing, and
-    ValueError naming the images whose pixels differ from the manifest.
+    limit: the most rows of each split it names, the first ones in that order; fewer are the first of more. Missing
+    images of a generated set are made; `mask_sha256` is that of the files. Raises FileNotFoundError where files of
+    another set are missing, and ValueError naming the files that differ from the manifest.
     """
     _check_counts("limit", limit or {})
     description, frame = load_description(name), load_manifest(name, root=root)
     number, folder = frame.groupby("split").cumcount(), Path(frame.attrs["root"])
+    frame = fair_order(frame)
     most = frame["split"].map({split: (limit or {}).get(split, len(frame)) for split in SPLITS})
-    frame = frame[number < most]
-    lacking = [row for row in frame.itertuples() if not all((folder / p).is_file() for p in (row.image, row.mask) if p)]
+    frame = frame[frame.groupby("split").cumcount() < most]
+    lacking = [
+        (row, path)
+        for row in frame.itertuples()
+        for path in (row.image, row.mask)
+        if path and not (folder / path).is_file()
+    ]
     if lacking and description.generator is None:
         way = (
             how_to_get(name, root) if description.source else f"to be had from {description.homepage or 'their owner'}"
         )
         raise FileNotFoundError(
-            f"data set {description.name!r}: {len(lacking)} images missing, the first {lacking[0].image}; "
+            f"data set {description.name!r}: {len(lacking)} files missing, the first {lacking[0][1]}; "
             f"expected in {folder}; {way}"
         )
     if lacking:
@@ -77,10 +83,9 @@ def prepare(name: str | Path, limit: dict[str, int] | None = None, root: str | P
                 f"data set {description.name!r}: generator: expected one of {', '.join(GENERATORS)}, got {kind!r}"
             )
         settings = GENERATORS[kind].Parameters(**made)
-        for row in lacking:
+        for row in dict(lacking):
             _sample(kind, folder, seed, row.split, number[row.Index], settings)
-    verify(frame)
-    return frame.reset_index(drop=True)
+    return verify(frame).reset_index(drop=True)
 
 
 def write_shapes(parameters: "shapes.ShapesParameters | str | Path", folder: str | Path, seed: int = 0) -> pd.DataFrame:
@@ -100,8 +105,8 @@ def write_shapes(parameters: "shapes.ShapesParameters | str | Path", folder: str
         rows.append({"image": f"{i}.png", "label": int(label), "mask": f"masks/{i}.png" if label else ""})
         rows[-1]["boxes"] = json.dumps(extras["boxes"])
         _write_files(folder, rows[-1], image, mask)
-        _write(folder / f"annotations/{i}.xml", shapes.voc_xml(parameters, f"{i}.png", extras["boxes"]))
-    _write(folder / "parameters.json", json.dumps(asdict(parameters), indent=2) + "\n")
+        write_text(folder / f"annotations/{i}.xml", shapes.voc_xml(parameters, f"{i}.png", extras["boxes"]))
+    write_text(folder / "parameters.json", json.dumps(asdict(parameters), indent=2) + "\n")
     return pd.DataFrame(rows, columns=["image", "label", "mask", "boxes"])
 
 
@@ -131,29 +136,19 @@ def _sample(name: str, root: str | Path, seed: int, split: str, i: int, paramete
         "width": image.shape[1],
         "height": image.shape[0],
         "sha256": pixel_hash(image),
+        "mask_sha256": pixel_hash(mask) if mask.any() else "",
     }
     _write_files(Path(root), row, image, mask)
     if name == "shapes":
         xml = shapes.voc_xml(parameters, f"{i:05d}.png", boxes)
-        _write(Path(root) / f"annotations/{split}/{i:05d}.xml", xml)
+        write_text(Path(root) / f"annotations/{split}/{i:05d}.xml", xml)
     return row
 
 
 def _write_files(root: Path, row: dict, image: np.ndarray, mask: np.ndarray) -> None:
-    _write(root / row["image"], image)
+    write_png(root / row["image"], image)
     if row["mask"]:
-        _write(root / row["mask"], np.where(mask, 255, 0).astype(np.uint8))
-
-
-def _write(path: Path, content: np.ndarray | str) -> None:
-    """Write a PNG or a text; the file appears whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    if isinstance(content, str):
-        part.write_text(content, encoding="utf-8")
-    else:
-        Image.fromarray(content).save(part, format="PNG")
-    os.replace(part, path)
+        write_png(root / row["mask"], mask)
 
 
 def main() -> None:
@@ -167,7 +162,7 @@ def main() -> None:
         values = np.stack(pixels).reshape(-1, description.channels) / 255
         card = yaml.safe_load((MANIFESTS / f"{name}.yaml").read_text(encoding="utf-8"))
         card.update(mean=values.mean(0).round(4).tolist(), std=values.std(0).round(4).tolist())
-        _write(MANIFESTS / f"{name}.yaml", yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=120))
+        write_text(MANIFESTS / f"{name}.yaml", yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=120))
         print(f"{name}: {len(frame)} images, mean {card['mean']}, std {card['std']}")
 
 

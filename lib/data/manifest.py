@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -11,13 +10,16 @@ import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 import yaml
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+
+from lib.data.pixels import MaskValues
+from lib.data.writing import write_text
 
 PROJECT = Path(__file__).resolve().parents[2]
 MANIFESTS = PROJECT / "data_manifests"
 SPLITS = ("train", "val", "test")
-COLUMNS = ["image", "label", "split", "patient", "mask", "boxes", "width", "height", "sha256"]
+REQUIRED = ["image", "label", "split", "patient", "mask", "boxes", "width", "height", "sha256"]
+COLUMNS = [*REQUIRED, "mask_sha256"]
 MOST_PROBLEMS = 20
 
 Split = Literal["train", "val", "test"]
@@ -28,10 +30,12 @@ class Description(BaseModel):
 
     generator, of synthetic sets: a `seed`, and whatever the generator's own parameters are; `generator` names the
     generator where the data set is not called after it. source, of published sets: the reader in lib.data.sources that
-    builds the manifest, with the `target` (which label) and the `options` that it is given.
+    builds the manifest, with the `target` (which label) and the `options` that it is given. mask_values: what is region
+    in a mask file, `nonzero` (any value but 0, of a palette any index but 0) or `half` (values above 127); None: half
+    for JPEG files, nonzero for all others.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
     name: str
     title: str
     synthetic: bool
@@ -47,6 +51,7 @@ class Description(BaseModel):
     counts: dict[Split, NonNegativeInt] | None = None
     annotation: Literal["mask", "box", "none"]
     patch: PositiveInt
+    mask_values: MaskValues | None = None
     root: str | None = None
     generator: dict[str, Any] | None = None
     source: str | None = None
@@ -97,8 +102,9 @@ def manifest_path(name: str | Path, root: str | Path | None = None) -> Path:
 
 
 def load_manifest(name: str | Path, split: str | None = None, root: str | Path | None = None) -> pd.DataFrame:
-    """Rows of a data set's checked manifest, of one split or of all; attrs hold `name` and `root` (absolute).
+    """Rows of a data set's checked manifest in the file's order, of one split or of all.
 
+    attrs hold `name`, `root` (absolute) and `mask_values`; `mask_sha256` is empty where the manifest does not know it.
     Raises FileNotFoundError without a CSV, and ValueError with every problem (at most 20) as file, line, column, value.
     The rows of a built manifest are counted against its own record (the JSON beside it), since rows may be dropped.
     """
@@ -109,7 +115,7 @@ def load_manifest(name: str | Path, split: str | None = None, root: str | Path |
         raise FileNotFoundError(f"data set {description.name!r}: no manifest {path}; {how_to_get(name, root)}")
     if not path.is_file():
         raise FileNotFoundError(
-            f"data set {description.name!r}: no manifest {path}, a row per image with the columns {', '.join(COLUMNS)}"
+            f"data set {description.name!r}: no manifest {path}, a row per image with the columns {', '.join(REQUIRED)}"
         )
     raw = read_cells(path)
     if description.source and (record := path.with_suffix(".json")).is_file():
@@ -117,8 +123,26 @@ def load_manifest(name: str | Path, split: str | None = None, root: str | Path |
         description = description.model_copy(update={"counts": counts})
     frame = check_manifest(raw, description, path)
     frame = frame if split is None else frame[frame["split"] == split].reset_index(drop=True)
-    frame.attrs.update(name=description.name, root=str(folder))
+    frame.attrs.update(name=description.name, root=str(folder), mask_values=description.mask_values)
     return frame
+
+
+def fair_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows so that every first N of a split have its classes in proportion; train, val, test in turn.
+
+    By (rank in its class + 0.5) / rows of its class, where a class is ranked by sha256, which also decides ties: the
+    order depends on neither the file's nor on how many are taken. The index stays with its row. (Webster's method.)
+    """
+    ranked = frame.sort_values("sha256")
+    classes = ranked.groupby(["split", "label"])["sha256"]
+    place = (classes.cumcount() + 0.5) / classes.transform("size")
+    return ranked.iloc[np.lexsort((ranked["sha256"], place, ranked["split"].map(SPLITS.index)))]
+
+
+def manifest_hash(frame: pd.DataFrame) -> str:
+    """16 hexadecimal digits of the rows' content, all columns of a manifest, whatever their order."""
+    rows = sorted(frame[COLUMNS].astype(str).itertuples(index=False, name=None))
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 def read_cells(path: Path) -> pd.DataFrame:
@@ -140,9 +164,7 @@ def how_to_get(name: str | Path, root: str | Path | None = None) -> str:
 
 def write_manifest(frame: pd.DataFrame, path: str | Path) -> None:
     """Write manifest rows as CSV; the file appears whole."""
-    temporary = Path(path).with_name(Path(path).name + ".part")
-    frame[COLUMNS].to_csv(temporary, index=False, lineterminator="\n")
-    os.replace(temporary, path)
+    write_text(Path(path), frame[COLUMNS].to_csv(index=False, lineterminator="\n"))
 
 
 def _text(pattern: str, expected: str) -> pa.Column:
@@ -160,14 +182,18 @@ SCHEMA = pa.DataFrameSchema(
         "width": _text(r"[1-9]\d*", "a whole number from 1"),
         "height": _text(r"[1-9]\d*", "a whole number from 1"),
         "sha256": _text("[0-9a-f]{64}", "64 hexadecimal digits"),
+        "mask_sha256": _text("(?:[0-9a-f]{64})?", "64 hexadecimal digits, or none"),
     },
     strict=True,
 )
 
 
 def check_manifest(raw: pd.DataFrame, description: Description, file: str | Path) -> pd.DataFrame:
-    """Check rows of strings, as a CSV holds them, and return them typed; ValueError lists every problem found."""
-    problems, bad = [], set()
+    """Check rows of strings, as a CSV holds them, and return them typed; ValueError lists every problem found.
+
+    `mask_sha256` need not be there: it is empty then.
+    """
+    raw, problems, bad = raw if "mask_sha256" in raw else raw.assign(mask_sha256=""), [], set()
     try:
         SCHEMA.validate(raw, lazy=True)
     except pa.errors.SchemaErrors as errors:
@@ -189,7 +215,7 @@ def check_manifest(raw: pd.DataFrame, description: Description, file: str | Path
             if found[split] != expected
         ]
     if lines:
-        raise ValueError(_listing(f"{file}: {len(lines)} problem(s)", lines))
+        raise ValueError(listing(f"{file}: {len(lines)} problem(s)", lines))
     return frame
 
 
@@ -242,56 +268,7 @@ def read_boxes(text: str) -> list[list[float]]:
     return boxes
 
 
-def box_mask(boxes: list[list[float]], height: int, width: int) -> np.ndarray:
-    """Boolean (height, width): True on every pixel that a box touches."""
-    mask = np.zeros((height, width), dtype=bool)
-    for x, y, w, h in boxes:
-        mask[math.floor(y) : math.ceil(y + h), math.floor(x) : math.ceil(x + w)] = True
-    return mask
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """Decoded pixels, uint8 (H, W) or (H, W, 3); palettes and alpha become RGB; ValueError for other depths."""
-    with Image.open(path) as image:
-        if image.mode not in ("1", "L", "P", "LA", "RGB", "RGBA"):
-            raise ValueError(f"{path}: expected an 8-bit grey or colour image, got mode {image.mode!r}")
-        mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
-        return np.array(image.convert(mode))
-
-
-def read_mask(path: str | Path) -> np.ndarray:
-    """Boolean (H, W): True in the annotated region, of a mask of 0 and 255 (with noise, of a JPEG), or of 0 and 1."""
-    mask = read_image(path)
-    mask = mask > (127 if mask.max() > 1 else 0)
-    return mask.any(2) if mask.ndim == 3 else mask
-
-
-def pixel_hash(pixels: np.ndarray) -> str:
-    """SHA-256, in hexadecimal, of the pixels' shape, type and bytes: independent of how a file compresses them."""
-    header = f"{pixels.shape}{pixels.dtype.str}".encode()
-    return hashlib.sha256(header + np.ascontiguousarray(pixels).tobytes()).hexdigest()
-
-
-def verify(frame: pd.DataFrame, root: str | Path | None = None) -> None:
-    """Read every image of the manifest again; ValueError lists those missing, of another size, or of other pixels."""
-    folder, lines = Path(frame.attrs["root"] if root is None else root), []
-    for row in frame.itertuples():
-        missing = [path for path in (row.image, row.mask) if path and not (folder / path).is_file()]
-        lines += [f"{path}: missing" for path in missing]
-        if row.image in missing:
-            continue
-        pixels = read_image(folder / row.image)
-        if pixels.shape[:2] != (row.height, row.width):
-            size = f"{pixels.shape[1]} x {pixels.shape[0]}"
-            lines.append(f"{row.image}: size {size}, the manifest says {row.width} x {row.height}")
-        elif (found := pixel_hash(pixels)) != row.sha256:
-            lines.append(
-                f"{row.image}: pixels differ from the manifest (sha256 {found[:12]}..., not {row.sha256[:12]}...)"
-            )
-    if lines:
-        raise ValueError(_listing(f"{folder}: {len(lines)} of the manifest's files do not agree with it", lines))
-
-
-def _listing(title: str, lines: list[str]) -> str:
+def listing(title: str, lines: list[str]) -> str:
+    """A message of several lines, at most 20 of them and how many more."""
     more = [f"... and {len(lines) - MOST_PROBLEMS} more"] if len(lines) > MOST_PROBLEMS else []
     return "\n  ".join([title, *lines[:MOST_PROBLEMS], *more])

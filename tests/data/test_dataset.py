@@ -7,7 +7,8 @@ from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
 from lib.data import ImageDataset, augmentation, load_manifest
-from lib.data.manifest import COLUMNS, read_image
+from lib.data.manifest import COLUMNS
+from lib.data.pixels import read_image
 
 
 def _frame(tmp_path, pixels, **cells):

@@ -9,7 +9,7 @@ from lib.data import generate, load_description, load_manifest, prepare
 from lib.data.digits import sources
 from lib.data.drawing import bounding_box, smooth_noise, soft, to_uint8
 from lib.data.generation import GENERATORS
-from lib.data.manifest import box_mask, read_image
+from lib.data.pixels import box_mask, pixel_hash, read_image, read_mask
 
 NAMES = list(GENERATORS)
 FEW = {"train": 3, "val": 2, "test": 2}
@@ -50,6 +50,7 @@ def test_files_are_what_the_description_says(name, tmp_path):
         if row.mask:
             mask = read_image(tmp_path / row.mask)
             assert set(np.unique(mask)) == {0, 255}
+            assert row.mask_sha256 == pixel_hash(read_mask(tmp_path / row.mask)) == pixel_hash(mask > 0)
         if row.boxes and name != "shapes":
             assert (box_mask(json.loads(row.boxes), row.height, row.width) == (mask > 0)).all()
     assert not list(tmp_path.rglob("*.part"))
@@ -171,9 +172,9 @@ def test_prepare_cannot_make_what_has_no_generator(edit, own):
     path = edit(generator=None, homepage="https://example.org/own")
     assert len(prepare(path)) == 13
     (own.parent / "images_of_own" / "images/val/00001.png").unlink()
-    with pytest.raises(
-        FileNotFoundError, match=r"1 images missing, the first images/val/00001.png.*https://example.org"
-    ):
+    mask = next(row.mask for row in load_manifest(own).itertuples() if row.mask and row.split == "train")
+    (own.parent / "images_of_own" / mask).unlink()
+    with pytest.raises(FileNotFoundError, match=f"2 files missing, the first {mask}; .*https://example.org"):
         prepare(path)
     path = edit(generator={"generator": "retina", "seed": 1})
     with pytest.raises(ValueError, match="generator: expected one of chest, digits, fundus, shapes, got 'retina'"):

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from lib.data import PROJECT, load_description, load_manifest, pixel_hash, verify
-from lib.data.manifest import box_mask, parse_boxes, read_image
+from lib.data.manifest import parse_boxes
+from lib.data.pixels import box_mask, read_image
 
 NAMES = ["chest", "digits", "fundus", "shapes"]
 
@@ -23,6 +24,7 @@ def test_committed_manifests_pass_every_check(name):
         prefixes = np.cumsum(2 * split["label"].to_numpy() - 1)
         assert np.abs(prefixes).max() <= 1
     with_mask = frame["mask"] != ""
+    assert (with_mask == (frame["mask_sha256"] != "")).all()
     assert with_mask.all() if name == "digits" else (with_mask == (frame["label"] == 1)).all()
     assert ((frame["boxes"] != "") == (with_mask & (name != "fundus"))).all()
 
@@ -31,12 +33,13 @@ def test_one_split_and_types(own):
     frame = load_manifest(own, "val")
     assert len(frame) == 3 and set(frame["split"]) == {"val"} and list(frame.index) == [0, 1, 2]
     assert frame["label"].dtype == frame["width"].dtype == int
-    assert frame.attrs == {"name": "own", "root": str(own.parent / "images_of_own")}
+    assert frame.attrs == {"name": "own", "root": str(own.parent / "images_of_own"), "mask_values": None}
 
 
 def test_pixel_hash_is_that_of_shape_type_and_bytes():
     pixels = np.arange(6, dtype=np.uint8).reshape(2, 3)
     assert pixel_hash(pixels) == hashlib.sha256(b"(2, 3)|u1" + bytes(range(6))).hexdigest()
+    assert pixel_hash(pixels > 2) == pixel_hash(np.array([[0, 0, 0], [1, 1, 1]], np.uint8))
     assert pixel_hash(pixels.T.copy().T) == pixel_hash(pixels) != pixel_hash(pixels.reshape(3, 2))
 
 
@@ -102,6 +105,11 @@ def test_columns_missing_or_unknown(edit, own):
         ({"colour": "red"}, "colour\n.*Extra inputs are not permitted"),
         ({"mean": [0.5]}, r"own.yaml: mean: expected 3 values \(channels\), got \[0.5\]"),
         ({"std": [0.5, 0.5, 0.0]}, "std"),
+        ({"mean": [0.5, float("nan"), 0.5]}, r"mean\.1\n.*finite number"),
+        ({"mean": [0.5, 0.5, float("inf")]}, r"mean\.2\n.*finite number"),
+        ({"std": [float("nan"), 0.5, 0.5]}, r"std\.0\n.*finite number"),
+        ({"std": [0.5, 0.5, float("inf")]}, r"std\.2\n.*finite number"),
+        ({"mask_values": "half of it"}, r"mask_values\n.*'nonzero' or 'half'"),
         ({"annotation": "polygon"}, "annotation"),
         ({"counts": {"dev": 3}}, "counts"),
         ({"generator": {}}, "generator: expected a seed, a whole number from 0, got None"),

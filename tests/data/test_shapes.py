@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.data.generation import generate, write_shapes
-from lib.data.manifest import read_image
+from lib.data.pixels import read_image
 from lib.data.shapes import ShapesParameters, draw, other_kinds, star_coverage
 
 PUBLISHED = {

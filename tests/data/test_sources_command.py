@@ -1,9 +1,13 @@
 """python -m lib.data.sources: whatever is wrong with an option or a file is one sentence and exit code 1."""
 
+import shlex
+
 import pytest
+import yaml
 from source_trees import write
 
 from lib.data.sources.__main__ import main
+from lib.recipe import Recipe
 
 
 @pytest.fixture
@@ -40,6 +44,7 @@ def refused(capsys, *arguments):
         ("folder", "csv=cat", "Is a directory"),
         ("folder", "radius=big", "options: radius: Input should be a valid number, got 'big'"),
         ("folder", "radius=-2", "options: radius: Input should be greater than 0, got -2"),
+        ("folder", "mask_values=all", "options: mask_values: Input should be 'nonzero' or 'half', got 'all'"),
         ("kaggle_dr", "train=3", "options: train: Input should be a valid string, got 3"),
         ("kaggle_dr", "raw=1", "options: raw: Input should be a valid boolean, got 1"),
         ("rsna", "boxes_frame=600", "options: boxes_frame: Input should be 512 or 1024, got 600"),
@@ -58,6 +63,24 @@ def test_wrong_options(tree, capsys, name, pair, message):
 @pytest.mark.parametrize("pair", ["radius=3", "radius=2.5", "classes=[dog, cat]", "patient=([pq]\\d)", "csv=null"])
 def test_right_options(tree, pair):
     assert main(["folder", str(tree), "--set", pair]) == 0
+
+
+def test_what_is_printed_can_be_typed(tmp_path, capsys):
+    root = tmp_path / "Ann's images"
+    for i in range(3):
+        for name in ("ill: yes", "no"):
+            write(root / f"{name}/{i}.png", 10 * i + len(name))
+    assert main(["folder", str(root)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    option = shlex.split(next(line for line in lines if "--set" in line).partition(": ")[2])
+    assert yaml.safe_load(option[1].removeprefix("classes=")) == ["no", "ill: yes"]
+    assert main(["folder", str(root), *option]) == 0
+    assert "classes: 0 no, 1 ill: yes" in capsys.readouterr().out
+    command = shlex.split(lines[-1].partition(": ")[2])
+    changes = yaml.safe_load(command[-1])["changes"]
+    assert command[:4] == ["papermill", "notebooks/02_train.ipynb", "out.ipynb", "-y"]
+    assert changes == {"name": "Ann_s_images_softcam", "dataset": str(root / "dataset.yaml")}
+    assert Recipe(**changes).method == "softcam"
 
 
 @pytest.mark.parametrize("content", [b"", "image,label\ncat/é.png,cat\n".encode("latin-1"), b'image,label\n"a'])

@@ -9,14 +9,8 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGBaseline8Bit
 from source_trees import write_dicom
 
-from lib.data.sources.decoding import (
-    BadImage,
-    cut,
-    decode,
-    fundus_circle,
-    resized,
-    resized_mask,
-)
+from lib.data.pixels import resized_mask
+from lib.data.sources.decoding import BadImage, cut, decode, fundus_circle, resized
 
 GREY = np.array([[0, 50], [100, 255]], dtype=np.uint8)
 
@@ -151,5 +145,6 @@ def test_resizing_keeps_the_mean_and_the_smallest_lesion():
     mask[17, 42] = True
     expected = np.zeros((8, 8), bool)
     expected[2, 5] = True
-    assert (resized_mask(mask, 8) == expected).all()
-    assert (resized_mask(mask, 128)[34:36, 84:86]).all() and resized_mask(mask, 128).sum() == 4
+    assert (resized_mask(mask, (8, 8)) == expected).all()
+    larger = resized_mask(mask, (128, 128))
+    assert larger[34:36, 84:86].all() and larger.sum() == 4

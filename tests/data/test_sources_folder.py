@@ -72,6 +72,29 @@ def test_a_card_that_is_there_keeps_its_words_and_builds_by_its_path(tree):
     assert len(build_manifest(card, progress=False)) == len(ensure_manifest(card)) == 21
 
 
+def test_the_patch_follows_the_size_of_the_images(tmp_path):
+    for i in range(3):
+        write(tmp_path / f"a/{i}.png", i, (128, 128)), write(tmp_path / f"b/{i}.png", 10 + i, (128, 128))
+    for size, patch in ((None, 8), (64, 4), (64, 4), (256, 16)):
+        build(tmp_path, size=size)
+        card = load_description(tmp_path / "dataset.yaml")
+        assert (card.image_size, card.patch) == ((size or 128,) * 2, patch)
+
+
+def test_the_order_of_the_classes_is_the_users_and_stays(tree):
+    assert set(build(tree, classes=["dog", "cat"]).query("label == 0")["image"].str[:3]) == {"dog"}
+    again = build(tree)
+    assert load_description(tree / "dataset.yaml").classes == ["dog", "cat"]
+    assert set(again.query("label == 0")["image"].str[:3]) == {"dog"}
+    write(tree / "bird/new.png", 77)
+    build(tree)
+    assert load_description(tree / "dataset.yaml").classes == ["dog", "cat", "bird"]
+    (tree / "data.csv").write_text("image,label\nbird/new.png,bird\ncat/p0_0.png,cat\ndog/q0_0.png,dog\n")
+    assert build(tree)["label"].tolist() == [2, 1, 0]
+    build(tree, classes=["bird", "cat", "dog"])
+    assert load_description(tree / "dataset.yaml").classes == ["bird", "cat", "dog"]
+
+
 def test_split_folders_and_a_further_class_that_is_not_known(tmp_path):
     for i, split in enumerate(("train", "val", "test")):
         write(tmp_path / split / "a/x.png", i, mode="L")
@@ -205,9 +228,24 @@ def test_the_drawn_split_depends_on_images_and_seed_alone():
         assert [found.count(split) for split in ("train", "val", "test")] == [15, 9, 6]
 
 
+PRINTED = """mine: 20 images in {root}, 10 with a mask, 0 with boxes
+classes: 0 cat, 1 dog
+  for another order: --set 'classes=[dog, cat]'
+       0 cat  1 dog
+split              
+train      8      8
+val        1      1
+test       1      1
+card: {root}/dataset.yaml
+patch: 2 px of 8 x 8
+next: papermill notebooks/02_train.ipynb out.ipynb -y {changes}
+"""  # noqa: W291
+
+
 def test_the_command(tree, capsys):
     assert main(["folder", str(tree), "--set", "shares=[0.8, 0.1, 0.1]", "--set", "seed=3"]) == 0
-    assert "mine: 20 images" in capsys.readouterr().out
+    changes = f"'{{changes: {{name: mine_softcam, dataset: {tree}/dataset.yaml}}}}'"
+    assert capsys.readouterr().out == PRINTED.format(root=tree, changes=changes)
     assert json.loads((tree / "manifest.json").read_text())["options"] == {"shares": [0.8, 0.1, 0.1], "seed": 3}
     (tree / "cat/p0_0.png").unlink()
     (tree / "cat/p0_0.txt").write_text("x")
@@ -215,7 +253,7 @@ def test_the_command(tree, capsys):
     assert "cat/p0_0.txt (cat/p0_0.txt): wrong format" in capsys.readouterr().err
     assert main(["folder", str(tree), "--drop", "--size", "4"]) == 0
     assert main(["folder", str(tree), "--set", "colour=3"]) == 1
-    known = "classes, csv, patient, radius, seed, shares"
+    known = "classes, csv, mask_values, patient, radius, seed, shares"
     assert f"options: expected some of {known}, got colour" in capsys.readouterr().err
 
 

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from pathlib import PureWindowsPath
 
 import numpy as np
 import pandas as pd
@@ -82,7 +83,8 @@ def test_voc_boxes_count_from_one_and_forgive_zero(tmp_path):
     assert voc_boxes(tmp_path / "a.xml") == ([[0.0, 0.0, 10.0, 5.0]], (32, 16))
 
 
-def test_nih_nci_reads_row_five_splits_by_patient_and_leaves_missing_grades_out(tmp_path):
+def test_nih_nci_reads_row_five_splits_by_patient_and_leaves_missing_grades_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(nih_nci, "Path", PureWindowsPath)  # whose spelling must not be written down
     number, expected = 0, {}
     for study in nih_nci.STUDIES:
         head = ["GG_IMAGE_ID", "GG_PATIENT_ID", "WRST_HIST_AFTER", "AGE_GRP", "HPV_STATUS"]

@@ -73,6 +73,27 @@ def test_rsna_healthy_image_in_two_rows_is_reported(rsna, boxes):
     assert (len(frame), frame.loc["c", "boxes"]) == (4, "")
 
 
+def test_rsna_the_box_of_every_row_is_compared_with_the_detailed_ones(rsna):
+    head, whole = "patientId,x,y,width,height,Target\n", "b,100,200,300,400,1\nd,0,0,512,256,1\n"
+    (rsna / "boxes.csv").write_text(head + whole + "d,1,2,3,4,1\n")
+    with pytest.raises(BadData) as error:
+        build("rsna", rsna, boxes="boxes.csv")
+    ((file, row, what),) = error.value.table.itertuples(index=False)
+    assert (file, row) == ("png_images/d.png", "test.csv line 3")
+    assert what.startswith("box [512.0, 512.0, 512.0, 512.0] of the 1024 px image is not in boxes.csv")
+    assert build("rsna", rsna, boxes="boxes.csv", drop=True)["patient"].tolist() == ["a", "b", "c"]
+    (rsna / "boxes.csv").write_text(head + whole + "d,512,512,512,512,1\n")
+    assert len(build("rsna", rsna, boxes="boxes.csv")) == 4
+
+
+def test_rsna_further_row_that_is_no_box_is_a_problem_of_its_image(rsna):
+    (rsna / "test.csv").write_text(HEAD + "d.png,0,0,512,256,Test,1,2\nd.png,512,x,512,512,Test,1,2\n")
+    with pytest.raises(BadData) as error:
+        build("rsna", rsna)
+    what = "box: expected four numbers or none, got ['512', 'x', '512', '512']"
+    assert error.value.table.to_numpy().tolist() == [["png_images/d.png", "test.csv line 3", what]]
+
+
 def test_rsna_further_row_without_a_box_or_with_the_same_adds_none(rsna):
     row = "b.png,100.0,200.0,300.0,400.0,Train,1,2\n"
     (rsna / "train.csv").write_text(HEAD + "a.png,,,,,Train,0,0\n" + row * 2 + "b.png,,,,,Train,1,2\n")

@@ -24,10 +24,12 @@ from lib.data.manifest import (
     manifest_path,
     write_manifest,
 )
+from lib.data.pixels import MaskValues
 from lib.data.sources import folder, idrid, imagenet_hvz, kaggle_dr, nih_nci, oct2017, rsna
 from lib.data.sources.checking import Preparation, cross_check, leaves_root, place_boxes, scan
-from lib.data.sources.common import BadData, Entry, Listing, Problem, write_json
-from lib.data.sources.own import own_card
+from lib.data.sources.common import BadData, Entry, Listing, Problem
+from lib.data.sources.own import kept_card, own_card
+from lib.data.writing import write_json, write_text
 
 __all__ = ["SOURCES", "BadData", "build_manifest", "ensure_manifest"]
 
@@ -40,6 +42,7 @@ SOURCES = {
     "nih_nci": nih_nci,
     "folder": folder,
 }
+OF_ALL = {"radius": PositiveFloat, "mask_values": MaskValues}  # options of every source
 
 
 def build_manifest(
@@ -59,8 +62,9 @@ def build_manifest(
     name: a card of data_manifests/ with a `source`, the path of such a card, or `folder` (which also writes a card,
     ROOT/dataset.yaml). target: which label, where a data set has several. size: side of the square images that are
     written to ROOT/prepared, boxes and masks along; None: the files stay as they are, except DICOM and raw fundus.
-    options: those of the data set's `read`, over the card's own; and `radius` of the discs around points. An
-    interrupted build goes on where it was.
+    options: those of the data set's `read`, over the card's own; `radius` of the discs around points; `mask_values` of
+    `Description`, over the card's. An interrupted build goes on where it was. attrs hold `card` as well: what a recipe
+    names as its dataset.
     Raises BadData with every problem (file, row, what) and writes nothing, unless `drop` (rows with a problem are left
     out and listed in dropped.csv beside the manifest); other counts than the card's are a problem unless `partial`.
     """
@@ -75,11 +79,13 @@ def build_manifest(
         way = f"; {how_to_get(card_name, root)}" if card else ""
         raise FileNotFoundError(f"data set {str(name)!r}: no folder {base}{way}")
     source, settings = SOURCES[card.source if card else "folder"], {**(card.options if card else {}), **options}
+    if rule := card.mask_values if card else kept_card(base).get("mask_values"):
+        settings.setdefault("mask_values", rule)
     _check_options(source.read, settings)
     if source is folder and card:
         settings.setdefault("classes", card.classes)
-    listing = source.read(base, **_target(card), **{key: settings[key] for key in settings if key != "radius"})
-    how = Preparation(size or listing.size, listing.crop, listing.nonzero, settings.get("radius", 8.0))
+    listing = source.read(base, **_target(card), **{key: settings[key] for key in settings if key not in OF_ALL})
+    how = Preparation(size or listing.size, listing.crop, **{key: settings[key] for key in OF_ALL if key in settings})
     found = scan(base, listing.entries, how, workers, progress)
     rows, problems = _rows(listing, found)
     problems += _count_problems(card, listing, partial)
@@ -100,7 +106,7 @@ def build_manifest(
         "schema": 1, "name": card.name, "target": card.target, "options": settings, "size": how.size, "counts": counts,
         "listed": len(listing.entries), "dropped": len(bad), "left_out": listing.left_out, "partial": partial,
     })  # fmt: skip
-    frame.attrs.update(name=card.name, root=str(base))
+    frame.attrs.update(name=card.name, root=str(base), mask_values=card.mask_values, card=str(card_name))
     return frame
 
 
@@ -130,7 +136,7 @@ def _card_of(name: str | Path, target: str | None) -> str | Path:
 
 def _check_options(read: Callable[..., Listing], settings: dict) -> None:
     """ValueError for an option that `read` does not take, or whose value is not of the type that it takes."""
-    hints = get_type_hints(read, include_extras=True) | {"radius": PositiveFloat}
+    hints = get_type_hints(read, include_extras=True) | OF_ALL
     types = {key: kind for key, kind in hints.items() if key not in ("root", "target", "return")}
     if unknown := set(settings) - set(types):
         raise ValueError(f"options: expected some of {', '.join(sorted(types))}, got {', '.join(sorted(unknown))}")
@@ -174,7 +180,7 @@ def _row(entry: Entry, result: dict) -> dict:
     return {
         "image": result["image"], "label": entry.label, "split": entry.split, "patient": entry.patient,
         "mask": result["mask"], "boxes": json.dumps(boxes) if boxes else "", "width": result["width"],
-        "height": result["height"], "sha256": result["sha256"],
+        "height": result["height"], "sha256": result["sha256"], "mask_sha256": result["mask_sha256"],
     }  # fmt: skip
 
 
@@ -193,9 +199,7 @@ def _write(path: Path, frame: pd.DataFrame, problems: list[Problem], record: dic
     dropped = path.with_name(path.name.replace("manifest", "dropped"))
     dropped = dropped if dropped != path else path.with_name(f"dropped_{path.name}")
     if problems:
-        part = dropped.with_name(dropped.name + ".part")
-        BadData("", problems).table.to_csv(part, index=False, lineterminator="\n")
-        part.replace(dropped)
+        write_text(dropped, BadData("", problems).table.to_csv(index=False, lineterminator="\n"))
     else:
         dropped.unlink(missing_ok=True)
     write_json(path.with_suffix(".json"), record)

@@ -1,11 +1,15 @@
 """Build a data set's manifest: python -m lib.data.sources NAME ROOT."""
 
 import argparse
+import re
+import shlex
 import sys
 from inspect import signature
 
+import pandas as pd
 import yaml
 
+from lib.data.manifest import SPLITS, load_description
 from lib.data.sources import SOURCES, build_manifest
 
 
@@ -20,6 +24,36 @@ def option(text: str) -> tuple[str, object]:
         return key, yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ValueError(f"--set: expected a value in YAML, got {text!r}: {' '.join(str(error).split())}") from None
+
+
+def summary(frame: pd.DataFrame, ordered: bool) -> str:
+    """What was built, and the next command; `ordered`: the order of the classes was given."""
+    name = frame.attrs["card"]
+    card, masks, boxes = load_description(name), (frame["mask"] != "").sum(), (frame["boxes"] != "").sum()
+    classes = [f"{number} {word}" for number, word in enumerate(card.classes)]
+    lines = [
+        f"{card.name}: {len(frame)} images in {frame.attrs['root']}, {masks} with a mask, {boxes} with boxes",
+        f"classes: {', '.join(classes)}",
+    ]
+    if card.source == "folder" and not ordered:
+        lines.append(f"  for another order: --set {shlex.quote(f'classes={_inline(card.classes[::-1])}')}")
+    table = frame.groupby(["split", "label"]).size().unstack(fill_value=0)
+    table = table.reindex(index=[s for s in SPLITS if s in table.index], columns=range(len(classes)), fill_value=0)
+    height, width = card.image_size
+    run = re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{card.name}_softcam").lstrip("_.-")
+    changes = _inline({"changes": {"name": run, "dataset": name}})
+    lines += [
+        table.set_axis(classes, axis=1).to_string(),
+        f"card: {name}",
+        f"patch: {card.patch} px of {width} x {height}",
+        f"next: papermill notebooks/02_train.ipynb out.ipynb -y {shlex.quote(changes)}",
+    ]
+    return "\n".join(lines)
+
+
+def _inline(value: object) -> str:
+    """YAML in one line."""
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000).strip()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,8 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{frame.attrs['name']}: {len(frame)} images in {frame.attrs['root']}")
-    print(frame.groupby(["split", "label"]).size().unstack(fill_value=0).to_string())
+    print(summary(frame, "classes" in options))
     return 0
 
 

@@ -13,9 +13,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from tqdm.auto import tqdm
 
-from lib.data.manifest import SPLITS, pixel_hash
-from lib.data.sources.common import Entry, Problem, write_json, write_png
-from lib.data.sources.decoding import BadImage, cut, decode, fundus_circle, resized, resized_mask
+from lib.data.manifest import SPLITS
+from lib.data.pixels import MaskValues, pixel_hash, resized_mask
+from lib.data.sources.common import Entry, Problem
+from lib.data.sources.decoding import BadImage, cut, decode, decode_mask, fundus_circle, resized
+from lib.data.writing import write_json, write_png
 
 CACHE = ".manifest_cache.json"
 SAVE_SECONDS = 20
@@ -23,11 +25,14 @@ SAVE_SECONDS = 20
 
 @dataclass(frozen=True)
 class Preparation:
-    """How files become the manifest's images: cropped to the fundus circle, resized to `size`; radius of points."""
+    """How files become the manifest's images: cropped to the fundus circle, resized to `size`; radius of points.
+
+    mask_values: as in `read_mask`; where it is given, masks are written anew, as 0 and 255.
+    """
 
     size: int | None = None
     crop: bool = False
-    nonzero: bool = False
+    mask_values: MaskValues | None = None
     radius: float = 8.0
 
     @property
@@ -35,13 +40,14 @@ class Preparation:
         return "prepared/" + "_".join(["crop"] * self.crop + [str(self.size or "full")])
 
     def key(self, entry: Entry) -> str:
-        return json.dumps([self.folder, self.nonzero, self.radius, entry.image, entry.masks, entry.points])
+        return json.dumps([self.folder, self.mask_values, self.radius, entry.image, entry.masks, entry.points])
 
 
 def inspect(root: Path, entry: Entry, how: Preparation) -> tuple[dict | None, list[str]]:
     """Decode an entry's image and masks once, write what must be prepared; (result, what is wrong).
 
-    The result holds image and mask (paths), width, height and sha256 of the prepared image, and the file's own size.
+    The result holds image and mask (paths), width, height and sha256 of the prepared image, mask_sha256, and the file's
+    own size.
     """
     if outside := [path for path in (entry.image, *entry.masks) if leaves_root(path)]:
         return None, [f"{path}: leaves the data set's root" for path in outside]
@@ -52,14 +58,12 @@ def inspect(root: Path, entry: Entry, how: Preparation) -> tuple[dict | None, li
         wrong.append(str(error))
     for path in entry.masks:
         try:
-            mask = decode(root / path)
+            regions.append(decode_mask(root / path, how.mask_values))
         except BadImage as error:
             wrong.append(f"mask {path}: {error}")
             continue
-        mask = mask > (127 if mask.max() > 1 and not how.nonzero else 0)
-        regions.append(mask.any(2) if mask.ndim == 3 else mask)
-        if pixels is not None and mask.shape[:2] != pixels.shape[:2]:
-            wrong.append(f"mask {path}: size {_size(mask)}, the image has {_size(pixels)}")
+        if pixels is not None and regions[-1].shape != pixels.shape[:2]:
+            wrong.append(f"mask {path}: size {_size(regions[-1])}, the image has {_size(pixels)}")
     if pixels is None or wrong:
         return None, wrong
     height, width = pixels.shape[:2]
@@ -77,15 +81,18 @@ def inspect(root: Path, entry: Entry, how: Preparation) -> tuple[dict | None, li
         pixels, region = cut(pixels, window), None if region is None else cut(region, window)
     if how.size:
         pixels = resized(pixels, how.size)
-        region = None if region is None else resized_mask(region, how.size)
+        region = None if region is None else resized_mask(region, (how.size, how.size))
     if how.crop or how.size or Path(entry.image).suffix.lower() in (".dcm", ".dicom"):
         result["image"] = _prepared(how, entry.image)
         write_png(root / result["image"], pixels)
-    if region is not None and (result["image"] != entry.image or len(entry.masks) != 1 or entry.points or how.nonzero):
+    if region is not None and (
+        result["image"] != entry.image or len(entry.masks) != 1 or entry.points or how.mask_values
+    ):
         made_of = zlib.crc32(how.key(entry).encode())  # other lesions or points: another file
         result["mask"] = f"{how.folder}/masks/{entry.image}.{made_of:08x}.png" if region.any() else ""
         if result["mask"]:
-            write_png(root / result["mask"], np.where(region, 255, 0).astype(np.uint8))
+            write_png(root / result["mask"], region)
+    result["mask_sha256"] = pixel_hash(region) if result["mask"] else ""
     return result | {"width": pixels.shape[1], "height": pixels.shape[0], "sha256": pixel_hash(pixels)}, []
 
 

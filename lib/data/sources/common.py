@@ -1,16 +1,12 @@
 """What the readers of the data sets share: entries, problems, tables, and where files lie."""
 
-import json
-import os
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from sklearn.model_selection import train_test_split
 
 from lib.data.manifest import read_cells
@@ -52,14 +48,13 @@ class Problem(NamedTuple):
 class Listing:
     """All entries of a data set, what was wrong with their rows, and how its files are to be read.
 
-    crop: to the fundus circle. nonzero: masks mark their region by any value but 0. left_out: rows without a label.
+    crop: to the fundus circle. left_out: rows without a label.
     """
 
     entries: list[Entry] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     classes: list[str] | None = None
     crop: bool = False
-    nonzero: bool = False
     size: int | None = None
     left_out: int = 0
 
@@ -109,7 +104,7 @@ def whole_number(text: str, allowed: Iterable[int]) -> int | None:
 
 def find_image(root: Path, folder: str, name: str) -> str:
     """Path of an image whose file may have another suffix than its table says; the table's own where none is there."""
-    path = Path(folder) / name
+    path = PurePosixPath(folder) / name
     same_stem = (path.with_suffix(suffix) for suffix in SUFFIXES)
     return next((str(p) for p in (path, *same_stem) if name and (root / p).is_file()), str(path))
 
@@ -134,29 +129,3 @@ def published_split(labels: np.ndarray, test: float, val: float, seed: int = 6) 
     split = np.full(len(labels), "train", dtype=object)
     split[tested], split[validated] = "test", "val"
     return split
-
-
-def write_text(path: Path, text: str) -> None:
-    """The file appears whole."""
-    part = _part(path)
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
-def write_json(path: Path, content: object) -> None:
-    write_text(path, json.dumps(content, indent=None if path.name.startswith(".") else 2) + "\n")
-
-
-def write_png(path: Path, pixels: np.ndarray) -> None:
-    """The file appears whole, its folder with it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = _part(path)
-    try:
-        Image.fromarray(pixels).save(part, format="PNG")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _part(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")

@@ -1,5 +1,6 @@
 """Decoding: image files and DICOM to 8-bit pixels, the fundus circle, and resizing images with their masks."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-from lib.data.manifest import read_image
+from lib.data.pixels import MaskValues, mask_region, read_image, read_mask
 
 Image.init()  # all formats, so that they can be asked for by name
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
@@ -22,18 +23,31 @@ class BadImage(ValueError):
 
 def decode(path: Path) -> np.ndarray:
     """Pixels uint8 (H, W) or (H, W, 3) of an image or DICOM file; BadImage where missing, truncated or not an image."""
+    return _read(path, read_image, dicom_pixels)
+
+
+def decode_mask(path: Path, values: MaskValues | None = None) -> np.ndarray:
+    """Boolean (H, W), as `read_mask` of image files, and of DICOM files; BadImage where it is none."""
+    return _read(
+        path,
+        lambda file: read_mask(file, values),
+        lambda file: mask_region(dicom_pixels(file), values or "nonzero", file),
+    )
+
+
+def _read(path: Path, image_file: Callable[[Path], np.ndarray], dicom_file: Callable[[Path], np.ndarray]) -> np.ndarray:
     if not path.is_file():
         raise BadImage("missing")
     if not path.stat().st_size:
         raise BadImage("truncated: the file is empty")
-    if path.suffix.lower() in (".dcm", ".dicom"):
-        return dicom_pixels(path)
     try:
+        if path.suffix.lower() in (".dcm", ".dicom"):
+            return dicom_file(path)
         with Image.open(path, formats=FORMATS) as image:
             _check_area(*image.size)
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 raise BadImage(f"wrong format: expected one picture, got {image.n_frames}")
-        return read_image(path)
+        return image_file(path)
     except BadImage:
         raise
     except Image.DecompressionBombError:
@@ -146,9 +160,3 @@ def cut(pixels: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
 def resized(pixels: np.ndarray, side: int) -> np.ndarray:
     """uint8 (side, side[, 3]), bilinear with antialiasing; the aspect ratio is not kept."""
     return np.array(Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR))
-
-
-def resized_mask(mask: np.ndarray, side: int) -> np.ndarray:
-    """Boolean (side, side): True on every pixel that the region touches, so that no small lesion vanishes."""
-    area = Image.fromarray(mask.astype(np.float32)).resize((side, side), Image.Resampling.BOX)
-    return np.array(area) > 1e-4

@@ -9,6 +9,7 @@ from pydantic import NonNegativeInt
 
 from lib.data.manifest import SPLITS, read_boxes
 from lib.data.sources.common import Entry, Listing, find_image, read_table, whole_number
+from lib.data.sources.own import kept_card
 
 RESERVED = {"masks", "prepared"}
 TABLE = "data.csv"
@@ -26,9 +27,10 @@ def read(
     """Entries of ROOT/CLASS/*, of ROOT/{train,val,test}/CLASS/*, or of a CSV (data.csv where it is there, or `csv`).
 
     Masks lie in masks/ under the image's own path, of any suffix. The CSV needs image and label (a class's name or
-    number); split, patient, mask, boxes, width, height and sha256 may be there. classes: the names in order; None:
-    sorted. patient: regular expression whose first group, found in the image's path, is the patient. Without splits,
-    `shares` of train, val and test are drawn by patient, else by image, within each class, from `seed`.
+    number); split, patient, mask, boxes, width, height and sha256 may be there. classes: the names in order; None: as
+    the card that is there has them, new ones sorted behind. patient: regular expression whose first group, found in the
+    image's path, is the patient. Without splits, `shares` of train, val and test are drawn by patient, else by image,
+    within each class, from `seed`.
     """
     if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(f"shares: expected three numbers of sum 1 for {', '.join(SPLITS)}, got {list(shares)}")
@@ -63,13 +65,13 @@ def _from_folders(root: Path, classes: Sequence[str] | None) -> Listing:
         for folder in sorted(top.iterdir())
         if folder.is_dir() and folder.name not in RESERVED and not folder.name.startswith(".")
     ]
-    names = list(classes or sorted({folder.name for folder, _ in folders}))
+    names = list(classes or _in_order(root, {folder.name for folder, _ in folders}))
     listing = Listing(classes=names)
     for folder, split in folders:
         label = names.index(folder.name) if folder.name in names else None
         wrong = [] if label is not None else [f"unknown label: {folder.name!r}, expected one of {', '.join(names)}"]
         for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
-            image = str(path.relative_to(root))
+            image = path.relative_to(root).as_posix()
             mask = find_image(root, "masks", image)
             entry = Entry(image, label, split, image, masks=(mask,) if (root / mask).is_file() else ())
             listing.add(entry, *wrong)
@@ -78,7 +80,7 @@ def _from_folders(root: Path, classes: Sequence[str] | None) -> Listing:
 
 def _from_table(root: Path, csv: str, classes: Sequence[str] | None) -> Listing:
     table = read_table(root, csv, ["image", "label"])
-    names = list(classes or sorted(set(table["label"]) - {""}))
+    names = list(classes or _in_order(root, set(table["label"]) - {""}))
     if classes is None and all(name.isdecimal() for name in names):
         names = [str(number) for number in range(max(map(int, names), default=-1) + 1)]
     listing = Listing(classes=names)
@@ -102,6 +104,12 @@ def _from_table(root: Path, csv: str, classes: Sequence[str] | None) -> Listing:
         entry.expected = {key: getattr(row, key) for key in ("width", "height", "sha256") if getattr(row, key, "")}
         listing.add(entry, *wrong)
     return listing
+
+
+def _in_order(root: Path, names: set[str]) -> list[str]:
+    kept = kept_card(root).get("classes")
+    known = [name for name in kept if name in names] if isinstance(kept, list) else []
+    return known + sorted(names - set(known))
 
 
 def draw_split(entries: list[Entry], shares: Sequence[float], seed: int) -> None:

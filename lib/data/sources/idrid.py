@@ -20,15 +20,17 @@ def read(root: Path, target: str | None = None, lesions: list[str] | None = None
     places = [place + "1. Original Images" for place in ("", "A. Segmentation/", "A.%20Segmentation/")]
     images = find_file(root, "original images", places)
     truths = Path(images).with_name("2. All Segmentation Groundtruths")
-    listing = Listing(crop=crop, nonzero=True, size=512 if crop else None)
+    listing = Listing(crop=crop, size=512 if crop else None)
     files = sorted(path for path in (root / images).rglob("*") if re.fullmatch(r"IDRiD_\d+\.jpe?g", path.name, re.I))
     masks = {path.stem: path for path in (root / truths).rglob("*") if path.suffix.lower() in (".tif", ".tiff", ".png")}
     if not masks:
         raise FileNotFoundError(f"{root / truths}: no masks; expected IDRiD_01_MA.tif and so on")
     for path in files:
         found = tuple(
-            str(masks[f"{path.stem}_{kind}"].relative_to(root)) for kind in kinds if f"{path.stem}_{kind}" in masks
+            masks[f"{path.stem}_{kind}"].relative_to(root).as_posix()
+            for kind in kinds
+            if f"{path.stem}_{kind}" in masks
         )
-        image = str(path.relative_to(root))
+        image = path.relative_to(root).as_posix()
         listing.add(Entry(image, 1, "test", image, patient=path.stem, masks=found))
     return listing

@@ -38,7 +38,7 @@ def read(root: Path, target: str | None = None, annotations: str = "annotations"
                 try:
                     entry.boxes, entry.frame = voc_boxes(file)
                 except (ET.ParseError, AttributeError, TypeError, ValueError) as error:
-                    wrong.append(f"{file.relative_to(root)}: not a Pascal VOC annotation: {error}")
+                    wrong.append(f"{file.relative_to(root).as_posix()}: not a Pascal VOC annotation: {error}")
                 break
         listing.add(entry, *wrong)
     return listing

@@ -1,6 +1,6 @@
 """NIH-NCI cervix photographs (ALTS, Biopsy, CVT, NHS): worst histology after the visit, as in Rio-Torto et al. 2020."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ def read(root: Path, target: str | None = None) -> Listing:
     state 6. (The reference code means to do so, but numbers the rows instead of the patients, so that images of one
     patient can be on both sides; its split is not repeated.) Masks IMAGE_mask.jpg count where they are there.
     """
-    base = Path(find_file(root, "study folder", ["data/ALTS", "ALTS"])).parent
+    base = PurePosixPath(find_file(root, "study folder", ["data/ALTS", "ALTS"])).parent
     tables = []
     for study in STUDIES:
         file = find_file(root, f"table of {study}", [str(base / study / "covariate_data.xls")])
@@ -36,9 +36,9 @@ def read(root: Path, target: str | None = None) -> Listing:
     except ValueError as error:
         raise ValueError(f"{root}: {len(patients)} patients cannot be split: {error}") from None
     for row, known in zip(table.itertuples(), np.isfinite(grade), strict=True):
-        folder, name = str(base / row.study), Path(row.image).with_suffix(".jpg").name
-        path = find_image(root, folder, str(Path(row.image).with_name(name)) if row.image else "")
-        mask = str(Path(path).with_name(f"{Path(path).stem}_mask.jpg"))
+        folder, image = str(base / row.study), PurePosixPath(row.image)
+        path = find_image(root, folder, str(image.with_suffix(".jpg")) if row.image else "")
+        mask = str(PurePosixPath(path).with_name(f"{PurePosixPath(path).stem}_mask.jpg"))
         wrong = [] if known and grade[row.Index] >= 0 else [f"unknown label: WRST_HIST_AFTER {row.histology!r}"]
         wrong += [] if row.patient not in MISSING else ["GG_PATIENT_ID is missing"]
         masks = (mask,) if (root / mask).is_file() else ()

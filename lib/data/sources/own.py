@@ -7,8 +7,9 @@ import pandas as pd
 import yaml
 from pydantic import ValidationError
 
-from lib.data.manifest import Description, load_description, read_image
-from lib.data.sources.common import write_text
+from lib.data.manifest import Description, load_description
+from lib.data.pixels import read_image
+from lib.data.writing import write_text
 
 FILE = "dataset.yaml"
 MOST_MEASURED = 500
@@ -19,14 +20,15 @@ def own_card(root: Path, frame: pd.DataFrame, classes: list[str], counts: dict[s
 
     Classes, channels, sizes, counts, mean and standard deviation (of at most 500 training images, evenly chosen) are
     measured; what else stands in a card that is there already stays. The patch of the localisation metrics is
-    33 of 512 pixels.
+    33 of 512 pixels, and stays where the size of the images does.
     """
-    path = root / FILE
-    kept = _kept(path) if path.is_file() else {}
+    path, kept = root / FILE, kept_card(root)
     rows = frame[frame["split"] == "train"] if counts["train"] else frame
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(MOST_MEASURED, len(rows))).astype(int))
     channels, mean, std = _statistics([root / image for image in rows["image"].iloc[chosen]])
     width, height = (int(rows[key].median()) for key in ("width", "height"))
+    if kept.get("image_size") != [height, width]:
+        kept.pop("patch", None)
     annotation = "mask" if (frame["mask"] != "").any() else "box" if (frame["boxes"] != "").any() else "none"
     card = {
         "name": root.name, "title": root.name, "synthetic": False, "homepage": "", "licence": "", "citation": "",
@@ -43,7 +45,11 @@ def own_card(root: Path, frame: pd.DataFrame, classes: list[str], counts: dict[s
     return path, load_description(path)
 
 
-def _kept(path: Path) -> dict:
+def kept_card(root: Path) -> dict:
+    """What stands in the card that is there already, unchecked; nothing where none is."""
+    path = root / FILE
+    if not path.is_file():
+        return {}
     try:
         card = yaml.safe_load(path.read_bytes()) or {}
     except yaml.YAMLError as error:

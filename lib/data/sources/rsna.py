@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Literal
 
 from lib.data.manifest import SPLITS
-from lib.data.sources.common import Entry, Listing, find_file, find_image, image_folder, read_table, whole_number
+from lib.data.sources.common import (
+    Entry,
+    Listing,
+    Problem,
+    find_file,
+    find_image,
+    image_folder,
+    read_table,
+    whole_number,
+)
 
 SIDE = 1024  # the boxes of the split CSVs are in pixels of the original images
 FOLDERS = ["png_images", "images", "stage_2_train_images", "dicom", "."]
@@ -43,22 +52,23 @@ def read(
         box = _box(row)
         if box is None:
             wrong.append(f"box: expected four numbers or none, got {[getattr(row, c) for c in COLUMNS]}")
+        others = detailed.get(patient, []) if detailed is not None else []
+        if box and detailed is not None and not any(_same(box, other, SIDE / frame) for other in others):
+            wrong.append(f"box {box} of the {SIDE} px image is not in {boxes} ({frame} px): {others}")
         known = entries.get((split, row.filename))
-        if known and known.label == label == 1 and not wrong:
-            if box and detailed is None and box not in known.boxes:
-                known.boxes.append(box)
+        if known is not None and (entry := listing.entries[known]).label == label == 1:
+            listing.problems += [Problem(entry.image, row.row, what, known) for what in wrong]
+            if box and detailed is None and box not in entry.boxes:
+                entry.boxes.append(box)
             continue
-        entry = Entry(find_image(root, folder, row.filename), label, split, row.row, patient, frame=(whole, whole))
+        image = find_image(root, folder, row.filename)
+        entry = Entry(image, label, split, row.row, patient, boxes=others, frame=(whole, whole))
         if detailed is None:
             entry.boxes = [box] if box else []
-        else:
-            entry.boxes = detailed.get(patient, [])
-            if box and not any(_same(box, other, SIDE / frame) for other in entry.boxes):
-                wrong.append(f"box {box} of the {SIDE} px image is not in {boxes} ({frame} px): {entry.boxes}")
         if label is not None and bool(label) != bool(entry.boxes):
             wrong.append(f"label {label} with {len(entry.boxes)} boxes")
+        entries[split, row.filename] = len(listing.entries)
         listing.add(entry, *wrong)
-        entries[split, row.filename] = entry
     return listing
 
 
