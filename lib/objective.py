@@ -74,12 +74,25 @@ class PhaseModule(L.LightningModule):
             return {"loss": total, "classification": ce, "explanation": explanation, **terms}, logits
         return {"loss": ce, "classification": ce}, logits
 
+    def finite_losses(self, batch: dict[str, Tensor], index: int, split: str) -> tuple[dict[str, Tensor], Tensor]:
+        """`losses`; FloatingPointError where the total is not finite, since no step after it could be trusted."""
+        terms, logits = self.losses(batch)
+        if not terms["loss"].isfinite():
+            epoch = self.current_epoch + 1 if self.trainer.state.fn == "fit" else 0
+            last = self.run.dir / "checkpoints" / f"{self.phase.name}-last.ckpt"
+            kept = f"the last good state is kept in {last}" if last.is_file() else "the phase has no good state yet"
+            got = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
+            where = f"phase {self.phase.name!r}, epoch {epoch}, batch {index + 1} of {split}"
+            said = f"{where}: expected a finite loss, got {got}; {kept}, nothing counts as trained"
+            raise FloatingPointError(f"{self.recipe.name}: {said}")
+        return terms, logits
+
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
-        return self.losses(batch)[0]["loss"]
+        return self.finite_losses(batch, index, "train")[0]["loss"]
 
     def validation_step(self, batch: dict[str, Tensor], index: int, dataloader_idx: int = 0) -> None:
         split, n = ("train", "val")[dataloader_idx], len(batch["label"])
-        terms, logits = self.losses(batch)
+        terms, logits = self.finite_losses(batch, index, split)
         named = {f"{split}_{name}": value for name, value in terms.items()}
         self.log_dict(named, on_epoch=True, batch_size=n, sync_dist=True, add_dataloader_idx=False)
         for name, score in self.scores.items():
@@ -97,7 +110,8 @@ class PhaseModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         torch.set_rng_state(checkpoint["random_state"].cpu())
-        torch.cuda.set_rng_state_all([state.cpu() for state in checkpoint["gpu_random_states"]])
+        for device, state in enumerate(checkpoint["gpu_random_states"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state.cpu(), device)
 
     def configure_optimizers(self) -> dict:
         groups = parameter_groups(self.model, self.phase)

@@ -1,7 +1,8 @@
 """What a training phase optimises, and how: parameter groups, optimisers, schedules, class weights, order of images."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +13,16 @@ from lib.recipe import Phase, Recipe, Sampling
 
 
 class ShuffledByEpoch(Sampler):
-    """A random order that depends on (seed, epoch) only: a continued training sees what an unbroken one would."""
+    """A random order, of the seed `seeds(epoch)` only: a continued training sees what an unbroken one would."""
 
-    def __init__(self, count: int, seed: int):
-        self.count, self.seed, self.epoch = count, seed, 0
+    def __init__(self, count: int, seeds: Callable[[int], int]):
+        self.count, self.seeds, self.epoch = count, seeds, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        generator = torch.Generator().manual_seed(self.seeds(self.epoch))
         return iter(torch.randperm(self.count, generator=generator).tolist())
 
     def __len__(self) -> int:
@@ -29,7 +30,7 @@ class ShuffledByEpoch(Sampler):
 
 
 class Rebalanced(Sampler):
-    """As many images as there are, drawn with replacement; the draw depends on (seed, epoch) only, as above.
+    """As many images as there are, drawn with replacement; the draw depends on `seeds(epoch)` only, as above.
 
     An image of class y is drawn with probability `(1 - s) / N + s / (K n_y)`, K the classes present. The share s is
     class_balanced          1
@@ -39,8 +40,8 @@ class Rebalanced(Sampler):
     Epochs count from 0 in every phase.
     """
 
-    def __init__(self, labels: Tensor, seed: int, sampling: Sampling, decay: float):
-        self.labels, self.seed, self.epoch = labels, seed, 0
+    def __init__(self, labels: Tensor, seeds: Callable[[int], int], sampling: Sampling, decay: float):
+        self.labels, self.seeds, self.epoch = labels, seeds, 0
         self.sampling, self.decay = sampling, decay
 
     def set_epoch(self, epoch: int) -> None:
@@ -55,18 +56,20 @@ class Rebalanced(Sampler):
         return (1 - share) / len(self) + share / ((counts > 0).sum() * counts[self.labels])
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        generator = torch.Generator().manual_seed(self.seeds(self.epoch))
         return iter(torch.multinomial(self.probabilities, len(self), True, generator=generator).tolist())
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
-def make_sampler(recipe: Recipe, labels: Tensor) -> Sampler:
-    """The order of the training images with labels (N,): each once ('instance'), or as `Rebalanced` draws them."""
+def make_sampler(recipe: Recipe, phase: str, labels: Tensor) -> Sampler:
+    """The order of the training images with labels (N,) in a phase: each once ('instance'), or as `Rebalanced` draws
+    them; another one in each phase and epoch."""
+    seeds = partial(recipe.stream, "order", phase)
     if recipe.sampling == "instance":
-        return ShuffledByEpoch(len(labels), recipe.seed)
-    return Rebalanced(labels, recipe.seed, recipe.sampling, recipe.sampling_decay)
+        return ShuffledByEpoch(len(labels), seeds)
+    return Rebalanced(labels, seeds, recipe.sampling, recipe.sampling_decay)
 
 
 PHASE_PARTS = {"classifier": ("classifier",), "explainer": ("explainer",), "joint": ("classifier", "explainer")}

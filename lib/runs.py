@@ -1,44 +1,42 @@
 """Run folders: what one recipe leaves on disk, written whole or not at all, and read back safely (never pickle).
 
-recipe.json               every parameter, and the versions it ran with
+recipe.json               every parameter, what else the weights depend on (lib.identity), the versions they came from
 best.safetensors          weights of the last phase's best epoch (`checkpoint`); last.safetensors: the final ones
 PHASE.safetensors         best weights of each phase
 history.csv, tensorboard  losses and metrics after each epoch
 evolution.safetensors     explanations of a few validation images after each epoch
-maps.safetensors          METHOD -> (N, H, W) raw maps of the first N test images; maps.json: their ids and targets
+maps.safetensors          METHOD -> (N, H, W) raw maps of the first N evaluated images; maps.json: which images
 metrics.json              what 04_evaluate measured; values.safetensors: the same image by image
+checkpoints               of an unfinished training; .lock is held by the process that writes
 """
 
-import hashlib
 import json
 import math
 import os
 import platform
 import tempfile
-from collections.abc import Callable
-from functools import cache, cached_property
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from filelock import FileLock, Timeout
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from lib.data import ImageDataset, augmentation, load_description, prepare
+from lib.data import ImageDataset, augmentation, load_description, manifest_hash, prepare
 from lib.models import blackbox, explainer_classifier, softcam
+from lib.models.weights import read_checkpoint
 from lib.recipe import PROJECT, Recipe
 
 CACHED = 2**31  # bytes: larger splits are decoded from their files each time
-EVALUATION_FIELDS = {  # may differ between a trained run and the recipe that explains or evaluates it
-    "explain_methods", "explain_count", "test_dataset", "ig_steps", "topk", "patch", "faithfulness_count", "aopc_tile",
-    "aopc_steps",
-    "perturbation", "deletion_steps", "deletion_fill", "resamples", "aopc_grid", "sanity_count",
-    "device", "num_workers", "twin", "runs_dir",
-}  # fmt: skip
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -82,12 +80,6 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}, "device": device}
 
 
-def code_hash() -> str:
-    """Hash of the package's sources: an unfinished training is continued only by the code that began it."""
-    files = sorted((PROJECT / "lib").rglob("*.py"))
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:16]
-
-
 def pick_device(device: str) -> torch.device:
     """auto: the GPU where there is one. RuntimeError where a GPU is asked for and none is there."""
     if device == "gpu" and not torch.cuda.is_available():
@@ -110,36 +102,42 @@ def build_model(recipe: Recipe) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
-@cache
-def _rows(dataset: str, limit: str) -> pd.DataFrame:
-    """The manifest's rows, their files checked once per process."""
-    return prepare(dataset, limit=json.loads(limit))
-
-
 def open_split(recipe: Recipe, split: str, augmented: bool = False, count: int | None = None) -> ImageDataset:
     """The images of one split as a recipe wants them: its limit, its size, with or without augmentation.
 
-    The test split is that of `test_dataset` where the recipe names one, whole.
-
+    split: train, val, test, or "evaluated": what is explained and evaluated, the images of `recipe.split`, or the test
+        images of `recipe.test_dataset`, all of them.
     With `random_labels`, train has its labels permuted, and val is train: the model is to memorise them.
-    ValueError where the files differ in size and the recipe gives no image_size.
+    ValueError where there is no such image, where the classes of `test_dataset` are not as many as the model's, or
+    where the files differ in size and the recipe gives no image_size.
     """
-    elsewhere = split == "test" and recipe.test_dataset
-    rows = _rows(recipe.test_dataset, "null") if elsewhere else _rows(recipe.dataset, json.dumps(recipe.limit))
-    permuted = recipe.random_labels and split != "test"
-    frame = rows[rows["split"] == ("train" if permuted else split)]
+    evaluated, permuted = split == "evaluated", recipe.random_labels and split in ("train", "val")
+    elsewhere = recipe.test_dataset if evaluated else None
+    name = elsewhere or recipe.dataset
+    description = load_description(recipe.dataset)
+    if elsewhere and len(found := load_description(elsewhere).classes) != (expected := len(description.classes)):
+        raise ValueError(f"test_dataset: expected {expected} classes as {recipe.dataset} has, got {', '.join(found)}")
+    rows = prepare(name, limit=None if elsewhere else recipe.limit)
+    split = "train" if permuted else "test" if elsewhere else recipe.split if evaluated else split
+    frame = rows[rows["split"] == split].head(count or len(rows))
+    if frame.empty:
+        raise ValueError(f"{name}: expected images of the split {split!r}, got none")
     if permuted:
-        frame = frame.assign(label=frame["label"].sample(frac=1, random_state=recipe.seed).to_numpy())
-    frame = frame.head(count) if count else frame
+        labels = frame["label"].sample(frac=1, random_state=recipe.stream("labels"))
+        frame = frame.assign(label=labels.to_numpy())
     sizes = frame[["height", "width"]].drop_duplicates().to_numpy().tolist()
     if len(sizes) > 1 and not recipe.image_size:
-        raise ValueError(f"image_size: expected a number, since the images of {recipe.dataset} differ: {sizes[:3]} ...")
+        raise ValueError(f"image_size: expected a number, since the images of {name} differ: {sizes[:3]} ...")
     transform = augmentation(recipe.augment, recipe.augment_probability) if augmented else None
     size = (recipe.image_size, recipe.image_size) if recipe.image_size else None
-    channels = load_description(recipe.dataset).channels
     pixels = len(frame) * size[0] * size[1] if size else int((frame["height"] * frame["width"]).sum())
-    cache = pixels * channels < CACHED  # each worker would keep its own copy of the decoded images
-    return ImageDataset(frame, transform=transform, channels=channels, size=size, cache=cache)
+    cache = pixels * description.channels < CACHED  # each worker would keep its own copy of the decoded images
+    return ImageDataset(frame, transform=transform, channels=description.channels, size=size, cache=cache)
+
+
+def row_hashes(frame: pd.DataFrame) -> list[str]:
+    """`manifest_hash` of each row alone."""
+    return [manifest_hash(frame.iloc[[i]]) for i in range(len(frame))]
 
 
 class Run:
@@ -154,17 +152,38 @@ class Run:
 
     @classmethod
     def load(cls, run_dir: str | Path) -> "Run":
-        """A trained run. FileNotFoundError says which recipe to train if there is none."""
-        run_dir = PROJECT / run_dir
-        if not (run_dir / "best.safetensors").is_file():
-            raise FileNotFoundError(f"run: {run_dir} holds no trained model; train it with notebooks/02_train.ipynb")
-        stored = json.loads((run_dir / "recipe.json").read_text())
-        return cls(run_dir, Recipe.checked(stored["recipe"], source=f"{run_dir.name}/recipe.json"))
+        """A trained run, on whatever device there is. FileNotFoundError where there is none; ValueError for a recipe
+        that cannot be read."""
+        run = cls(PROJECT / run_dir, Recipe.load(run_dir)) if (PROJECT / run_dir / "recipe.json").is_file() else None
+        if run is None or not run.finished:
+            raise FileNotFoundError(
+                f"run: {PROJECT / run_dir} holds no trained model; train it with notebooks/02_train.ipynb"
+            )
+        return run
+
+    @property
+    def finished(self) -> bool:
+        """Whether the training has come to its end."""
+        return (self.dir / "best.safetensors").is_file()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """While one process writes the folder no other does; a lock dies with its process. ValueError where one does.
+
+        Writing inside writing is allowed.
+        """
+        self.dir.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.dir / ".lock", timeout=0, is_singleton=True):
+                yield
+        except Timeout:
+            said = "another process is writing it; wait for it, or give the recipe another name"
+            raise ValueError(f"{self.dir}: {said}") from None
 
     def read_weights(self, name: str = "best") -> nn.Module:
         """A model with the weights of `name`: best, last or a phase, in eval mode on the run's device."""
         model = build_model(self.recipe.replace(weights=None))
-        model.load_state_dict(load_file(self.dir / f"{name}.safetensors"))
+        model.load_state_dict(read_checkpoint(self.dir / f"{name}.safetensors"))
         return model.eval().to(self.device)
 
     @property
@@ -194,16 +213,16 @@ class Run:
         path = self.dir / "maps.safetensors"
         if not path.is_file():
             raise FileNotFoundError(f"maps: no file {path}; make it with notebooks/03_explain.ipynb")
-        return load_file(path)
+        return read_checkpoint(path)
 
     @cached_property
     def values(self) -> dict[str, Tensor]:
-        """METHOD/METRIC -> (N,), image by image, of the first N test images; NaN where undefined."""
-        return load_file(self.dir / "values.safetensors")
+        """METHOD/METRIC -> (N,), image by image, of the first N evaluated images; NaN where undefined."""
+        return read_checkpoint(self.dir / "values.safetensors")
 
     @property
     def evolution(self) -> dict[str, Tensor]:
-        return load_file(self.dir / "evolution.safetensors")
+        return read_checkpoint(self.dir / "evolution.safetensors")
 
     def inputs(self, images: Tensor) -> Tensor:
         """Images in [0, 1] -> what the model takes: normalised, on the run's device."""
@@ -218,34 +237,55 @@ class Run:
         return torch.cat([part.float().softmax(1).cpu() for part in logits])
 
     def predict_split(self, split: str, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
-        """Labels (N,) and class probabilities (N, K) of a whole split, read in batches."""
+        """Labels (N,) and class probabilities (N, K) of a whole split of `open_split`, read in batches."""
         loader = DataLoader(open_split(self.recipe, split), 128, num_workers=self.recipe.num_workers)
         found = [(batch["label"], self.predict(batch["image"], model)) for batch in loader]
         labels, probabilities = zip(*found, strict=True)
         return torch.cat(labels), torch.cat(probabilities)
 
-    def predict_test(self, weights: str = "best") -> tuple[Tensor, Tensor]:
-        """`predict_split` of the test split with the weights of `best` or of a phase, computed once."""
+    def predictions(self, weights: str = "best") -> tuple[Tensor, Tensor]:
+        """`predict_split` of the evaluated images with the weights of `best` or of a phase, computed once."""
         if weights not in self._predicted:
             model = self.model if weights == "best" else self.read_weights(weights)
-            self._predicted[weights] = self.predict_split("test", model)
+            self._predicted[weights] = self.predict_split("evaluated", model)
         return self._predicted[weights]
 
-    def test_images(self, count: int | None = None) -> dict[str, Any]:
-        """The first `count` test images: image (N, C, H, W), label (N,), mask (N, H, W), has_mask (N,), id, patient."""
-        data = open_split(self.recipe, "test", count=count)
+    def images(self, count: int | None = None) -> dict[str, Any]:
+        """The first `count` evaluated images: image (N, C, H, W), label (N,), mask (N, H, W), has_mask (N,), id and
+        patient (lists of N)."""
+        data = open_split(self.recipe, "evaluated", count=count)
         samples = [data[i] for i in range(len(data))]
         batch = {key: torch.stack([s[key] for s in samples]) for key in ("image", "label", "mask", "has_mask")}
         return {**batch, "id": [s["id"] for s in samples], "patient": data.frame["patient"].tolist()}
 
-    def write_maps(self, maps: dict[str, Tensor], ids: list[str], targets: Tensor) -> None:
-        """Raw maps (N, H, W) float32 by method, and the images and classes they belong to."""
-        write_tensors(self.dir / "maps.safetensors", maps)
-        write_json(self.dir / "maps.json", {"schema": 1, "ids": ids, "targets": targets.tolist(), **versions()})
+    def write_maps(self, maps: dict[str, Tensor], batch: dict[str, Any]) -> None:
+        """Raw maps (N, H, W) float32 by method, and which images of `images` they belong to, to the last pixel.
 
+        ValueError where an image of the batch is none of the evaluated ones."""
+        frame = open_split(self.recipe, "evaluated").frame.set_index("image", drop=False)
+        if foreign := sorted(set(batch["id"]) - set(frame.index)):
+            raise ValueError(f"{self.dir.name}: maps of images that are not evaluated, such as {foreign[0]}")
+        said = {"ids": batch["id"], "targets": batch["label"].tolist(), "rows": row_hashes(frame.loc[batch["id"]])}
+        with self.writing():
+            (self.dir / "maps.json").unlink(missing_ok=True)  # never beside maps that it does not describe
+            write_tensors(self.dir / "maps.safetensors", maps)
+            write_json(self.dir / "maps.json", {"schema": 2, **said, **versions()})
 
-def differences(recipe: Recipe, stored: Recipe) -> str:
-    """Training parameters in which two recipes differ, as 'lr: 0.01 (trained with 0.003)'; empty if none."""
-    mine, theirs = recipe.model_dump(), stored.model_dump()
-    keys = [key for key in mine if key not in EVALUATION_FIELDS and mine[key] != theirs[key]]
-    return "; ".join(f"{key}: {mine[key]} (trained with {theirs[key]})" for key in keys)
+    def explained(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The maps and, as `images` gives them, the images that they belong to.
+
+        ValueError where the evaluated images are others than those that the maps were made of: by name, label, pixels,
+        mask or boxes."""
+        maps, path = self.maps, self.dir / "maps.json"
+        batch = self.images(len(next(iter(maps.values()))))
+        rows = row_hashes(open_split(self.recipe, "evaluated", count=len(batch["id"])).frame)
+        now = list(zip(batch["id"], batch["label"].tolist(), rows, strict=True))
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            then = list(zip(stored["ids"], stored["targets"], stored["rows"], strict=True))
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ValueError(f"{path}: does not say which images the maps are of; make them with 03_explain") from None
+        if differ := [(a or b)[0] for a, b in zip_longest(now, then) if a != b]:
+            said = f"{len(differ)} of {len(then)} differ, the first {differ[0]}; make them again with 03_explain"
+            raise ValueError(f"{self.dir.name}: maps of other images: {said}")
+        return maps, batch

@@ -4,37 +4,29 @@ Each phase starts from the best state of the one before: that of the lowest vali
 `checkpoint` says otherwise. What a phase minimises is in lib.objective.
 """
 
-import json
 import logging
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
-from safetensors.torch import load_file
-from torch import Tensor
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader, Subset
-from tqdm.auto import tqdm
 
+from lib.checkpoints import BestAndLast, Recorder, WholeFiles, intact
+from lib.identity import differences, differing, identity
 from lib.models import load_reference_checkpoint
+from lib.models.weights import read_checkpoint
 from lib.objective import PhaseModule
 from lib.optimisation import class_weights, make_sampler
-from lib.recipe import Phase, Recipe
-from lib.runs import (
-    Run,
-    build_model,
-    code_hash,
-    differences,
-    open_split,
-    versions,
-    write_json,
-    write_tensors,
-    write_whole,
-)
+from lib.reading import stored_run
+from lib.recipe import Recipe
+from lib.runs import Run, build_model, open_split, plain, versions, write_json, write_tensors
 from lib.selection import check_classes, monitor
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -46,107 +38,104 @@ for _message in (
     "in eval mode",
 ):
     warnings.filterwarnings("ignore", f".*{_message}.*")
+EXPLAINED = {  # training parameters that do not concern a black box
+    "output_stride", "explainer_channels", "init_bias", "l1", "l2", "hybrid", "beta", "gamma", "alpha", "lr_explainer",
+    "evolution_count",
+}  # fmt: skip
 
 
-class Recorder(Callback):
-    """After each epoch: one row of history.csv, the explanations of the fixed images, one step of the progress bar."""
-
-    def __init__(self, run: Run, phase: Phase, images: Tensor):
-        self.run, self.phase, self.images = run, phase, images
-
-    def on_train_start(self, trainer: L.Trainer, module: PhaseModule) -> None:
-        self.bar = tqdm(total=trainer.estimated_stepping_batches, desc=self.phase.name, mininterval=1, unit="batch")
-        self.bar.update(trainer.global_step)
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
-        self.bar.update(1)
-
-    def on_validation_end(self, trainer: L.Trainer, module: PhaseModule) -> None:
-        epoch = trainer.current_epoch + 1 if trainer.state.fn == "fit" else 0
-        row = {
-            "phase": self.phase.name,
-            "epoch": epoch,
-            "lr": trainer.optimizers[0].param_groups[0]["lr"] if epoch else 0,
-        }
-        row |= {key: value.item() for key, value in trainer.callback_metrics.items()}
-        path = self.run.dir / "history.csv"
-        old = pd.read_csv(path) if path.exists() else pd.DataFrame({"phase": [], "epoch": []})
-        old = old[~((old["phase"] == self.phase.name) & (old["epoch"] >= epoch))]
-        new = pd.concat([old, pd.DataFrame([row])]) if len(old) else pd.DataFrame([row])
-        write_whole(path, lambda p: new.to_csv(p, index=False))
-        self.keep_explanations(module, epoch)
-        if epoch:
-            self.bar.set_postfix({key: f"{row[key]:.3f}" for key in ("train_loss", "val_loss", "val_acc")})
-
-    def on_train_end(self, trainer: L.Trainer, module: PhaseModule) -> None:
-        self.bar.close()
-
-    @torch.no_grad()
-    def keep_explanations(self, module: PhaseModule, epoch: int) -> None:
-        out = module.model(self.run.normalise(self.images.to(module.device))) if len(self.images) else None
-        maps = getattr(out, "evidence", None) if hasattr(out, "evidence") else getattr(out, "explanation", None)
-        if maps is not None:
-            path = self.run.dir / "evolution.safetensors"
-            kept = load_file(path) if path.exists() else {"images": self.images}
-            write_tensors(path, {**kept, f"{self.phase.name}/{epoch:03d}": maps.float()})
+def check_folder(folder: Path) -> None:
+    """ValueError where a folder holds what no run does: nothing in it is touched then."""
+    paths = [] if (folder / "recipe.json").is_file() or not folder.is_dir() else sorted(folder.iterdir())
+    foreign = [p.name for p in paths if not p.name.startswith(".") and p.suffix not in (".ipynb", ".tsv")]
+    if foreign:
+        raise ValueError(f"{folder}: expected a run or an empty folder, found {foreign[0]} and no recipe.json")
 
 
-def begin(recipe: Recipe, run_dir: Path) -> Run:
-    """Opens the run folder: an unfinished training of the same recipe and code goes on, anything else starts afresh."""
-    identity = {"recipe": recipe.model_dump(), "code": code_hash()}
-    path = run_dir / "recipe.json"
-    unfinished = path.is_file() and not (run_dir / "best.safetensors").exists()
-    stored = json.loads(path.read_text()) if unfinished else {}
-    if {key: stored.get(key) for key in identity} != identity:
-        for old in ("checkpoints", "tensorboard"):
-            shutil.rmtree(run_dir / old, ignore_errors=True)
-        for old in [
-            *run_dir.glob("*.safetensors"),
-            run_dir / "history.csv",
-            run_dir / "maps.json",
-            run_dir / "metrics.json",
-        ]:
-            old.unlink(missing_ok=True)
-        write_json(path, {"schema": 1, **identity, "versions": versions()})
-    return Run(run_dir, recipe)
+def clear(folder: Path) -> None:
+    """Deletes what a run has left; the weights first, so that what is left of it is at no time a finished run."""
+    files = "*.safetensors", "history.csv", "maps.json", "metrics.json"
+    for name in ("best.safetensors", "checkpoints", "tensorboard", *files):
+        for path in folder.glob(name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def train(recipe: Recipe, run_dir: Path | None = None) -> Run:
-    """Trains a recipe's model into its run folder, continuing an interrupted training, and returns the run.
+def describe(run: Run, **more: Any) -> None:
+    """recipe.json: the recipe, and what else the weights came from."""
+    write_json(run.dir / "recipe.json", {"schema": 2, **more, "recipe": run.recipe.model_dump()})
 
-    The same recipe on the same machine gives the same weights to the last bit, interrupted or not.
+
+def begin(run: Run, now: dict[str, Any], again: bool) -> None:
+    """Opens the folder: an unfinished training of the same identity goes on, anything else starts afresh."""
+    path, said = run.dir / "recipe.json", []
+    if path.is_file():
+        history, evolution = run.dir / "history.csv", run.dir / "evolution.safetensors"
+        said = list(differences(run.recipe, run.dir, now).values())
+        text = history.read_bytes() if history.is_file() else b"phase,\n"
+        if not (text.startswith(b"phase,") and text.endswith(b"\n")):
+            said.append(f"{history} is damaged")  # later epochs alone would be half a history
+        if evolution.is_file() and not intact(evolution):
+            said.append(f"{evolution} is damaged")
+    if said:
+        print(f"{run.dir.name}: trained anew: {'; '.join(said)}")
+    if again or said or not path.is_file():
+        clear(run.dir)
+        describe(run, **now, versions=versions())
+    else:
+        (run.dir / "best.safetensors").unlink(missing_ok=True)  # damaged, or there were nothing to go on with
+        describe(run, **stored_run(run.dir))
+
+
+def train(recipe: Recipe, again: bool = False) -> Run:
+    """The trained run of a recipe, trained into its folder where it is not yet, or `again`; an interrupted training
+    goes on.
+
+    The same recipe on the same machine gives the same weights to the last bit, interrupted or not. What else is in the
+    folder is deleted when all that can be checked has been. ValueError for a folder that is no run, or where another
+    process writes it; FloatingPointError where the loss is not finite.
     """
-    run = begin(recipe, Path(run_dir or recipe.run_dir))
+    run = Run(recipe.run_dir, recipe)
     torch.set_num_threads(recipe.threads)
-    L.seed_everything(recipe.seed, verbose=False)
+    check_folder(run.dir)
+    now = identity(recipe)
+    if not again and intact(run.dir / "best.safetensors") and not differences(recipe, run.dir, now):
+        stored = stored_run(run.dir)
+        if stored["recipe"] != plain(recipe.model_dump()):
+            with run.writing():
+                describe(run, **stored)
+        return run
+    if recipe.weights_from:
+        return take_weights(run, now)
     data = {split: open_split(recipe, split) for split in ("train", "val")}
     augmented = open_split(recipe, "train", augmented=True) if recipe.augment != "none" else data["train"]
     workers = {"num_workers": recipe.num_workers, "pin_memory": run.device.type == "cuda"}
     labels = {split: torch.tensor(data[split].frame["label"].tolist()) for split in data}
     for phase in recipe.phases:
         check_classes(phase.checkpoint, labels["val"], run.description.classes)
-    sampler = make_sampler(recipe, labels["train"])
-    batches = DataLoader(
-        augmented, recipe.batch_size, sampler=sampler, drop_last=len(augmented) > recipe.batch_size, **workers
-    )
     part = Subset(data["train"], range(min(len(data["train"]), len(data["val"]))))  # measured on as many as of val
     measured = [DataLoader(images, 2 * recipe.batch_size, **workers) for images in (part, data["val"])]
-    fixed = [data["val"][i]["image"] for i in range(min(recipe.evolution_count, len(data["val"])))]
-    fixed = torch.stack(fixed) if fixed else torch.empty(0)
+    samples = [data["val"][i]["image"] for i in range(min(max(recipe.evolution_count, 1), len(data["val"])))]
+    fixed = torch.stack(samples)[: recipe.evolution_count]
     weights = class_weights(recipe, labels["train"], len(run.description.classes))
+    L.seed_everything(recipe.stream("weights"), verbose=False)
     model = build_model(recipe)
-    for number, phase in enumerate(recipe.phases):
-        done = run.dir / f"{phase.name}.safetensors"
-        if not done.exists():
-            L.seed_everything(recipe.seed + number, verbose=False)
-            module = PhaseModule(recipe, phase, model, run, weights)
-            fit_phase(run, module, Recorder(run, phase, fixed), batches, measured)
-            write_tensors(done, model.state_dict())
-        model.load_state_dict(load_file(done))
-    shutil.copy(done, run.dir / ".best")
-    (run.dir / ".best").rename(run.dir / "best.safetensors")
-    shutil.rmtree(run.dir / "checkpoints", ignore_errors=True)
-    return Run.load(run.dir)
+    with torch.no_grad():
+        model.eval()(run.normalise(samples[0][None]))  # fails here for a size that the model does not take
+    with run.writing():
+        begin(run, now, again)
+        for phase in recipe.phases:
+            done = run.dir / f"{phase.name}.safetensors"
+            if not intact(done):
+                L.seed_everything(recipe.stream("training", phase.name), verbose=False)
+                sampler, full = make_sampler(recipe, phase.name, labels["train"]), len(augmented) > recipe.batch_size
+                batches = DataLoader(augmented, recipe.batch_size, sampler=sampler, drop_last=full, **workers)
+                module = PhaseModule(recipe, phase, model, run, weights)
+                fit_phase(run, module, Recorder(run, phase, fixed), batches, measured)
+                write_tensors(done, model.state_dict())
+            model.load_state_dict(read_checkpoint(done))
+        write_tensors(run.dir / "best.safetensors", model.state_dict())
+        shutil.rmtree(run.dir / "checkpoints", ignore_errors=True)
+    return run
 
 
 def fit_phase(
@@ -155,30 +144,48 @@ def fit_phase(
     """Fits one phase and leaves its best state in the model; last.safetensors: the final state. Stops by the loss."""
     recipe, phase, folder = run.recipe, module.phase, run.dir / "checkpoints"
     name, mode = monitor(phase.checkpoint)
-    best = ModelCheckpoint(
-        folder, f"{phase.name}-best", monitor=name, mode=mode, save_last=True, enable_version_counter=False
-    )
-    best.CHECKPOINT_NAME_LAST = f"{phase.name}-last"
+    kept, last = (folder / f"{phase.name}-{which}.ckpt" for which in ("best", "last"))
+    best = BestAndLast(folder, kept.stem, monitor=name, mode=mode, save_last=True, enable_version_counter=False)
+    best.CHECKPOINT_NAME_LAST = last.stem
     stop = [EarlyStopping("val_loss", patience=phase.patience)] if phase.patience else []
     trainer = L.Trainer(
         accelerator={"cuda": "gpu"}.get(run.device.type, "cpu"), devices=1, max_epochs=phase.epochs,
         precision="bf16-mixed" if recipe.precision == "bf16" else "32-true",
         deterministic="warn" if run.device.type == "cuda" else True,  # some poolings have no deterministic CUDA kernel
+        default_root_dir=folder, plugins=[LightningEnvironment(), WholeFiles()],  # the same on a cluster as elsewhere
         logger=TensorBoardLogger(run.dir, "tensorboard", phase.name), callbacks=[recorder, best, *stop],
         num_sanity_val_steps=0, log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    last = folder / f"{phase.name}-last.ckpt"
+    goes_on = intact(last) and intact(kept)
     module.train()  # Lightning keeps the mode that it finds
-    if not last.exists():
+    if not goes_on:
         trainer.validate(module, measured, verbose=False)
-    trainer.fit(module, batches, measured, ckpt_path=last if last.exists() else None, weights_only=True)
+    trainer.fit(module, batches, measured, ckpt_path=last if goes_on else None, weights_only=True)
     write_tensors(run.dir / "last.safetensors", module.model.state_dict())
     if phase.epochs:
         if not torch.isfinite(best.best_model_score):
             said = f"{name}: undefined in every epoch of phase {phase.name!r}; the first is kept"
             warnings.warn(said, stacklevel=2)
-        state = torch.load(best.best_model_path, weights_only=True)["state_dict"]
-        module.load_state_dict(state)
+        module.load_state_dict(read_checkpoint(kept)["state_dict"])
+
+
+def take_weights(run: Run, now: dict[str, Any]) -> Run:
+    """The run of a recipe that names `weights_from`: a copy of that run's weights and history, and of what it says
+    they depend on. ValueError where that run was trained otherwise."""
+    recipe = run.recipe
+    if recipe.weights_from == recipe.name:
+        raise ValueError(f"weights_from: expected the name of another run than {recipe.name}")
+    source = Run.load(recipe.replace(name=recipe.weights_from).run_dir)
+    if changed := differences(recipe, source.dir, now):
+        raise ValueError(f"weights_from: {source.dir.name}: {'; '.join(changed.values())}")
+    with run.writing():
+        begin(run, now, again=True)
+        describe(run, **stored_run(source.dir))
+        for name in ("history.csv", *(f"{part}.safetensors" for part in ("evolution", "last", *recipe.phase_names))):
+            if (source.dir / name).is_file():
+                shutil.copy(source.dir / name, run.dir)
+        write_tensors(run.dir / "best.safetensors", read_checkpoint(source.dir / "best.safetensors"))
+    return run
 
 
 def adopt_checkpoint(recipe: Recipe, path: str | Path) -> Run:
@@ -188,30 +195,59 @@ def adopt_checkpoint(recipe: Recipe, path: str | Path) -> Run:
     run as one trained here (without a history). Raises as `load_reference_checkpoint` where the file does not fit the
     model; what the run folder held is kept then.
     """
+    run = Run(recipe.run_dir, recipe)
+    check_folder(run.dir)
     model = load_reference_checkpoint(path, build_model(recipe.replace(weights=None)))
-    run = begin(recipe, recipe.run_dir)
-    write_tensors(run.dir / "best.safetensors", model.state_dict())
-    return Run.load(run.dir)
-
-
-def load_or_train(recipe: Recipe) -> Run:
-    """The trained run of a recipe, trained where there is none. ValueError if it was trained with other parameters."""
-    if not (recipe.run_dir / "best.safetensors").exists():
-        return train(recipe)
-    torch.set_num_threads(recipe.threads)
-    run = Run.load(recipe.run_dir)
-    changed = differences(recipe, run.recipe)
-    if changed:
-        raise ValueError(f"{recipe.run_dir.name}: {changed}; train again with 02_train or give the recipe another name")
-    run.recipe = recipe
+    with run.writing():
+        clear(run.dir)
+        describe(run, adopted=str(path), versions=versions())
+        write_tensors(run.dir / "best.safetensors", model.state_dict())
     return run
 
 
+def load_or_train(recipe: Recipe) -> Run:
+    """The trained run of a recipe, trained where there is none. ValueError if it was trained otherwise."""
+    run = Run(recipe.run_dir, recipe)
+    if not run.finished:
+        return train(recipe)
+    torch.set_num_threads(recipe.threads)
+    if changed := differences(recipe, run.dir, identity(recipe)):
+        said = f"{run.dir.name}: {'; '.join(changed.values())}; train again with 02_train"
+        if set(changed) <= recipe.training.keys():
+            said += f', open the run itself (recipe = "{recipe.runs_dir}/{run.dir.name}")'
+        raise ValueError(f"{said} or give the recipe another name")
+    return run
+
+
+def stored_twin(recipe: Recipe) -> Recipe:
+    """The recipe of the black-box run that a recipe names as its twin, as it was trained.
+
+    FileNotFoundError where that is not trained; ValueError where it cannot be one, being the run itself, no black box,
+    or a black box of other images.
+    """
+    folder = recipe.blackbox_twin().run_dir
+    if folder == recipe.run_dir:
+        raise ValueError(f"twin: expected the name of a black-box run, got {recipe.twin!r}, the recipe's own")
+    twin = Run.load(folder).recipe
+    for key, expected in {"method": "blackbox", "dataset": recipe.dataset, "image_size": recipe.image_size}.items():
+        if (found := getattr(twin, key)) != expected:
+            raise ValueError(f"twin: {folder.name}: expected a run with {key} {expected!r}, got {found!r}")
+    return twin
+
+
 def blackbox_twin(recipe: Recipe) -> Run:
-    """The black-box run that a recipe names as its twin; without a name, one of its settings, trained if missing."""
-    if recipe.method != "blackbox" and recipe.twin:
-        return Run.load(recipe.blackbox_twin().run_dir)
-    return load_or_train(recipe.blackbox_twin())
+    """The black-box run that a recipe names as its twin (see `stored_twin`), evaluated on the recipe's own images;
+    without a name, one of the recipe's settings, trained if missing."""
+    if recipe.method == "blackbox" or not recipe.twin:
+        return load_or_train(recipe.blackbox_twin())
+    run = load_or_train(stored_twin(recipe))
+    run.recipe = run.recipe.replace(split=recipe.split, test_dataset=recipe.test_dataset, limit=recipe.limit)
+    return run
+
+
+def twin_differences(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Training parameter -> (the recipe's value, its named twin's), where they differ and concern a black box."""
+    return {key: v for key, v in differing(recipe.blackbox_twin(), stored_twin(recipe)).items() if key not in EXPLAINED}
 
 
 def phase_warnings(history: pd.DataFrame) -> list[str]:

@@ -4,7 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_recipes import PHASES
 
+from lib import training
 from lib.objective import PhaseModule
 from lib.optimisation import (
     Rebalanced,
@@ -66,21 +68,47 @@ def test_class_weights(tiny):
         class_weights(tiny(class_weights=[1.0]), labels, 2)
 
 
-def test_order_depends_on_seed_and_epoch():
-    sampler = ShuffledByEpoch(10, seed=1)
+def test_order_depends_on_the_seed_of_the_epoch_only():
+    sampler = ShuffledByEpoch(10, lambda epoch: 5 + epoch)
     first = list(sampler)
     assert sorted(first) == list(range(10))
     assert list(sampler) == first
     sampler.set_epoch(1)
     assert list(sampler) != first
-    assert list(ShuffledByEpoch(10, seed=2)) != first
+    assert list(ShuffledByEpoch(10, lambda epoch: 6 + epoch)) == list(sampler)
 
 
-def test_the_default_order_is_one_permutation_per_seed_and_epoch(tiny):
-    sampler = make_sampler(tiny(seed=3), torch.zeros(20, dtype=torch.long))
+@pytest.mark.parametrize("sampling", ["instance", "class_balanced"])
+def test_every_seed_phase_and_epoch_has_an_order_of_its_own(tiny, sampling):
+    labels, orders = torch.arange(20) % 2, []
+    for seed in (0, 1):
+        for phase in ("classifier", "explainer", "joint"):
+            sampler = make_sampler(tiny(seed=seed, sampling=sampling), phase, labels)
+            for epoch in range(2):
+                sampler.set_epoch(epoch)
+                orders.append(tuple(sampler))
+                assert tuple(sampler) == orders[-1]
+    assert len(set(orders)) == 12
+
+
+def test_the_default_order_is_one_permutation(tiny):
+    recipe = tiny(seed=3)
+    sampler = make_sampler(recipe, "softcam", torch.zeros(20, dtype=torch.long))
     sampler.set_epoch(2)
-    expected = torch.randperm(20, generator=torch.Generator().manual_seed(3 * 100_003 + 2))
-    assert list(sampler) == expected.tolist()
+    generator = torch.Generator().manual_seed(recipe.stream("order", "softcam", 2))
+    assert list(sampler) == torch.randperm(20, generator=generator).tolist()
+
+
+def test_a_phase_of_one_seed_draws_what_no_phase_of_another_seed_draws(tiny, monkeypatch):
+    drawn = {}
+
+    def first_draw(run, module, *_):
+        drawn[run.recipe.seed, module.phase.name] = torch.rand(1).item()
+
+    monkeypatch.setattr(training, "fit_phase", first_draw)
+    for seed in (0, 1, 2):
+        training.train(tiny(name="draws", seed=seed, **PHASES))
+    assert len(drawn) == len(set(drawn.values())) == 9
 
 
 LABELS = torch.tensor([0] * 6 + [1] * 3 + [3])  # class 2 has no image
@@ -98,7 +126,7 @@ LABELS = torch.tensor([0] * 6 + [1] * 3 + [3])  # class 2 has no image
     ],
 )
 def test_probabilities_by_hand(sampling, epoch, share):
-    sampler = Rebalanced(LABELS, 0, sampling, decay=0.5)
+    sampler = Rebalanced(LABELS, int, sampling, decay=0.5)
     sampler.set_epoch(epoch)
     found = sampler.probabilities
     expected = [(1 - share) / 10 + share / 3 / count for count in [6] * 6 + [3] * 3 + [1]]
@@ -109,19 +137,19 @@ def test_probabilities_by_hand(sampling, epoch, share):
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(0, 30), st.floats(0.05, 0.95))
 def test_progressive_sampling_mixes_its_ends_and_the_two_directions_mirror_each_other(labels, epoch, decay):
     labels = torch.tensor(labels)
-    there, back = (Rebalanced(labels, 0, kind, decay) for kind in ("progressive", "progressive_reversed"))
+    there, back = (Rebalanced(labels, int, kind, decay) for kind in ("progressive", "progressive_reversed"))
     for sampler in (there, back):
         sampler.set_epoch(epoch)
-    balanced = Rebalanced(labels, 0, "class_balanced", decay).probabilities
+    balanced = Rebalanced(labels, int, "class_balanced", decay).probabilities
     torch.testing.assert_close(there.probabilities + back.probabilities, 1 / len(labels) + balanced)
     per_class = torch.zeros(5, dtype=torch.float64).scatter_add(0, labels, balanced)
     present = per_class[per_class > 0]
     torch.testing.assert_close(present, torch.full_like(present, 1 / len(present)))
 
 
-def test_draws_follow_the_probabilities_and_depend_on_seed_and_epoch_only():
+def test_draws_follow_the_probabilities_and_depend_on_the_seed_of_the_epoch_only():
     labels = torch.tensor([0] * 9000 + [1] * 1000)
-    sampler = Rebalanced(labels, 1, "class_balanced", 0.9)
+    sampler = Rebalanced(labels, int, "class_balanced", 0.9)
     first = list(sampler)
     assert len(first) == len(sampler) == 10000
     assert labels[first].float().mean().item() == pytest.approx(0.5, abs=0.02)
@@ -129,10 +157,10 @@ def test_draws_follow_the_probabilities_and_depend_on_seed_and_epoch_only():
     sampler.set_epoch(1)
     second = list(sampler)
     assert second != first
-    again = Rebalanced(labels, 1, "class_balanced", 0.9)
+    again = Rebalanced(labels, int, "class_balanced", 0.9)
     again.set_epoch(1)
     assert list(again) == second
-    assert list(Rebalanced(labels, 2, "class_balanced", 0.9)) != first
+    assert list(Rebalanced(labels, lambda epoch: 7 + epoch, "class_balanced", 0.9)) != first
 
 
 def test_dynamic_weights_decay_from_balanced_to_one_while_training_only(tiny):

@@ -1,0 +1,315 @@
+"""What happens to a training when power, disk, cluster, a second process or a diverging loss come in between."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+
+import pandas as pd
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from own_images import own_images, own_recipe, swap_labels
+from safetensors.torch import load_file
+from tiny_recipes import PHASES
+
+from lib import checkpoints, training
+from lib.runs import Run
+from lib.training import adopt_checkpoint, train
+
+LONG = {**PHASES, "epochs": [3, 1, 2], "checkpoint": "auc", "augment": "flips"}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    own_images(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(images):
+    """A training that nothing interrupted."""
+    return train(own_recipe(images, name="whole", **LONG))
+
+
+@pytest.fixture
+def recipe(images, tmp_path):
+    return own_recipe(images, runs_dir=str(tmp_path / "runs"), **LONG)
+
+
+def cut(recipe, phase, epoch):
+    """Trains until a phase begins an epoch, and no further."""
+
+    def fail(self, trainer, module):
+        if (self.phase.name, trainer.current_epoch + 1) == (phase, epoch):
+            raise RuntimeError("power cut")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints.Recorder, "on_train_epoch_start", fail)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(recipe)
+
+
+def assert_same(run, other):
+    """Weights, history and evolution are the same to the last bit."""
+    for name in ("best", "last", *run.recipe.phase_names, "evolution"):
+        one, two = (load_file(folder / f"{name}.safetensors") for folder in (run.dir, other.dir))
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one), name
+    pd.testing.assert_frame_equal(run.history, other.history, check_exact=True)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def zero(path):
+    path.write_bytes(b"\0" * path.stat().st_size)
+
+
+DAMAGES = [truncate, empty, zero]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", ["checkpoints/classifier-last.ckpt", "checkpoints/classifier-best.ckpt"])
+def test_a_damaged_checkpoint_counts_as_none(recipe, whole, capsys, file, damage):
+    cut(recipe, "classifier", 3)
+    damage(recipe.run_dir / file)
+    assert_same(train(recipe), whole)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "counts as none" in line]
+    assert len(lines) == 1 and lines[0].startswith(f"{recipe.run_dir / file}: damaged")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("left", [True, False])
+def test_damaged_weights_of_a_phase_are_made_again(recipe, whole, capsys, left, damage):
+    cut(recipe, "joint", 2)
+    damage(recipe.run_dir / "classifier.safetensors")
+    if not left:
+        (recipe.run_dir / "checkpoints/classifier-last.ckpt").unlink()
+    assert_same(train(recipe), whole)
+    assert f"{recipe.run_dir / 'classifier.safetensors'}: damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", ["history.csv", "evolution.safetensors"])
+def test_with_a_damaged_history_the_training_starts_again(recipe, whole, capsys, file, damage):
+    cut(recipe, "explainer", 1)
+    damage(recipe.run_dir / file)
+    assert_same(train(recipe), whole)
+    assert f"trained anew: {recipe.run_dir / file} is damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_weights_of_a_finished_run_are_named_and_made_again(recipe, whole, damage):
+    run = train(recipe)
+    damage(run.dir / "best.safetensors")
+    with pytest.raises(ValueError, match=r"^\S+best.safetensors: damaged, cut short, .*\(\d+ bytes\)$"):
+        _ = Run.load(run.dir).model
+    assert_same(train(recipe), whole)
+
+
+def test_a_checkpoint_is_whole_or_the_old_one(tmp_path, monkeypatch):
+    path, plugin = tmp_path / "a.ckpt", checkpoints.WholeFiles()
+    plugin.save_checkpoint({"epoch": 1}, path)
+
+    def full(content, file):
+        file.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        plugin.save_checkpoint({"epoch": 2}, path)
+    assert plugin.load_checkpoint(path, weights_only=True) == {"epoch": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nothing_is_written_where_temporary_files_are(recipe, whole, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    assert_same(train(recipe), whole)
+
+
+@pytest.mark.parametrize("epoch", [2, 3])
+def test_a_moved_project_goes_on_to_the_same_bits(images, tmp_path, monkeypatch, epoch):
+    scores, candidates = [0.9, 0.1, 0.5, 0.0], ModelCheckpoint._monitor_candidates
+
+    def given(self, trainer):  # the first epoch is the best
+        return {**candidates(self, trainer), "val_auc": torch.tensor(scores[trainer.current_epoch])}
+
+    monkeypatch.setattr(ModelCheckpoint, "_monitor_candidates", given)
+    recipe = own_recipe(images, runs_dir=str(tmp_path / "runs"), epochs=3, checkpoint="auc")
+    whole = train(recipe.replace(name="whole"))
+    cut(recipe, "softcam", epoch)
+    shutil.move(tmp_path / "runs", tmp_path / "moved")
+    run = train(recipe.replace(runs_dir=str(tmp_path / "moved")))
+    assert_same(run, Run.load(tmp_path / "moved" / whole.dir.name))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_cluster_changes_nothing(recipe, whole, monkeypatch, tmp_path):
+    elsewhere = tmp_path / "cwd"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    cut(recipe.replace(name="other", seed=5), "classifier", 3)
+    foreign = recipe.replace(name="other", seed=5).run_dir / "checkpoints/classifier-last.ckpt"
+    shutil.copy(foreign, "hpc_ckpt_1.ckpt")
+    for key, value in {"JOB_ID": 7, "JOB_NAME": "train", "NTASKS": 3, "PROCID": 1, "LOCALID": 1, "NODEID": 0}.items():
+        monkeypatch.setenv(f"SLURM_{key}", str(value))
+    handlers = []
+    original = checkpoints.Recorder.on_train_batch_end
+    monkeypatch.setattr(
+        checkpoints.Recorder,
+        "on_train_batch_end",
+        lambda *given: handlers.append(signal.getsignal(signal.SIGUSR1)) or original(*given),
+    )
+    assert_same(train(recipe), whole)
+    assert set(handlers) == {signal.SIG_DFL}
+    assert [path.name for path in elsewhere.iterdir()] == ["hpc_ckpt_1.ckpt"]
+
+
+def listing(folder):
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*") if path.name != ".lock"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"dataset": "nothing"}, FileNotFoundError, "data set 'nothing'"),
+        ({"architecture": "resnet5"}, ValueError, "architecture: expected one of"),
+        ({"weights": "nowhere.pt"}, (ValueError, FileNotFoundError), "weights: "),
+        ({"device": "gpu"}, RuntimeError, "torch sees no GPU"),
+        ({"class_weights": [1.0]}, ValueError, "class_weights: expected 2 values"),
+        ({"image_size": 30}, Exception, ""),  # no multiple of 8
+        ({"test_dataset": None, "limit": {"val": 1}}, ValueError, "needs validation images of every class"),
+    ],
+)
+def test_nothing_is_deleted_before_all_is_checked(images, tmp_path, monkeypatch, changes, error, said):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    recipe = own_recipe(images, name="kept", **LONG)
+    train(recipe)
+    before = listing(recipe.run_dir)
+    with pytest.raises(error, match=said):
+        train(recipe.replace(**changes))
+    assert listing(recipe.run_dir) == before
+
+
+def test_a_folder_that_is_no_run_is_refused_untouched(recipe, tmp_path):
+    recipe.run_dir.mkdir(parents=True)
+    for name in ("02_train.ipynb", ".hidden", "train.tsv", "model.safetensors"):
+        (recipe.run_dir / name).write_text("mine")
+    before = listing(recipe.run_dir)
+    said = "expected a run or an empty folder, found model.safetensors and no recipe.json"
+    with pytest.raises(ValueError, match=said):
+        train(recipe)
+    with pytest.raises(ValueError, match=said):
+        adopt_checkpoint(recipe, tmp_path / "any.pt")
+    assert listing(recipe.run_dir) == before
+    (recipe.run_dir / "model.safetensors").unlink()
+    assert train(recipe.replace(epochs=1)).finished
+    assert (recipe.run_dir / "02_train.ipynb").read_text() == "mine"
+
+
+def test_what_the_weights_do_not_depend_on_may_change_while_a_training_is_interrupted(recipe, whole, monkeypatch):
+    cut(recipe, "joint", 2)
+    phases = []
+    fit = training.fit_phase
+    monkeypatch.setattr(
+        training, "fit_phase", lambda run, module, *rest: phases.append(module.phase.name) or fit(run, module, *rest)
+    )
+    run = train(recipe.replace(topk=3, explain_count=5, num_workers=0))
+    assert phases == ["joint"]
+    assert_same(run, whole)
+    assert Run.load(run.dir).recipe.topk == 3
+
+
+def test_other_data_start_an_interrupted_training_again(images, recipe, tmp_path, capsys):
+    shutil.copytree(images, tmp_path / "copy", ignore=shutil.ignore_patterns("runs"))
+    recipe = recipe.replace(dataset=str(tmp_path / "copy/own.yaml"))
+    cut(recipe, "joint", 1)
+    first = (recipe.run_dir / "classifier.safetensors").stat()
+    swap_labels(tmp_path / "copy")
+    run = train(recipe)
+    assert (run.dir / "classifier.safetensors").stat() != first
+    assert "own: trained anew: images, labels or masks of the training data changed" in capsys.readouterr().out
+
+
+HOLD = """
+import sys, time
+from lib.recipe import Recipe
+from lib.runs import Run
+recipe = Recipe.load(sys.argv[1])
+with Run(recipe.run_dir, recipe).writing():
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_run_has_one_writer_whose_lock_dies_with_it(recipe, tmp_path):
+    run = train(recipe.replace(epochs=1, name="locked"))
+    batch, before = run.images(2), listing(run.dir)
+    maps = {"random": torch.rand(2, 32, 32)}
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, run.dir], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        said = "locked: another process is writing it; wait for it, or give the recipe another name"
+        state = {part: getattr(run.model, part).state_dict() for part in ("classifier", "explainer")}
+        torch.save(state, tmp_path / "any.pt")
+        for write in (
+            lambda: train(run.recipe, again=True),
+            lambda: train(run.recipe.replace(beta=0.5)),
+            lambda: adopt_checkpoint(run.recipe, tmp_path / "any.pt"),
+            lambda: run.write_maps(maps, batch),
+        ):
+            with pytest.raises(ValueError, match=said):
+                write()
+        assert train(run.recipe).dir == run.dir  # reading is free
+        assert listing(run.dir) == before
+    finally:
+        holder.kill()
+        holder.wait()
+    with run.writing():
+        run.write_maps(maps, batch)
+    assert run.maps.keys() == maps.keys()
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(images, tmp_path):
+    given = {"method": "blackbox", "optimizer": "sgd", "schedule": "none", "epochs": 2, "lr": 1e30, "momentum": 0.0}
+    recipe = own_recipe(images, runs_dir=str(tmp_path), **given)
+    said = (
+        r"own: phase 'blackbox', epoch 1, batch \d of \w+: expected a finite loss, got loss (nan|inf), classification"
+    )
+    with pytest.raises(
+        FloatingPointError, match=f"{said}.*; the phase has no good state yet, nothing counts as trained"
+    ):
+        train(recipe)
+    assert not (recipe.run_dir / "best.safetensors").exists() and not (recipe.run_dir / "blackbox.safetensors").exists()
+
+
+def test_the_last_good_state_is_kept_and_named(images, tmp_path, monkeypatch):
+    recipe = own_recipe(images, runs_dir=str(tmp_path), epochs=3)
+    original = training.PhaseModule.losses
+
+    def losses(self, batch):
+        terms, logits = original(self, batch)
+        return ({**terms, "loss": terms["loss"] / 0} if self.training and self.current_epoch == 1 else terms), logits
+
+    monkeypatch.setattr(training.PhaseModule, "losses", losses)
+    kept = recipe.run_dir / "checkpoints/softcam-last.ckpt"
+    with pytest.raises(FloatingPointError, match=f"epoch 2, batch 1 of train: .*the last good state is kept in {kept}"):
+        train(recipe)
+    assert torch.load(kept, weights_only=True)["epoch"] == 0
+    monkeypatch.undo()
+    assert train(recipe).history["epoch"].tolist() == [0, 1, 2, 3]
+
+
+def test_images_that_make_no_finite_loss_stop_it_before_training(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        training.PhaseModule, "losses", lambda self, batch: ({"loss": torch.tensor(float("nan"))}, None)
+    )
+    with pytest.raises(FloatingPointError, match="phase 'softcam', epoch 0, batch 1 of train: expected a finite loss"):
+        train(own_recipe(images, runs_dir=str(tmp_path)))
