@@ -20,6 +20,7 @@ from pathlib import Path
 import yaml
 
 from lib.experiments import experiments
+from lib.identity import code_hashes
 from lib.recipe import Recipe
 
 RECIPES = config.get("recipes", "notebooks/recipes")
@@ -150,8 +151,7 @@ rule train:
         lambda wildcards: [f"{RUNS}/data/{name}.json" for name in data_of(recipes[wildcards.name])],
         weights("weights_from"),
         recipe_file,
-        code=python("lib/recipe.py", "lib/runs.py", "lib/training.py", "lib/objective.py", "lib/optimisation.py",
-                    "lib/selection.py", "lib/losses.py", "lib/models"),
+        code=sorted(code_hashes()),
         notebook="notebooks/02_train.ipynb",
     output:
         RUNS + "/{name}{suffix}/best.safetensors",

@@ -57,11 +57,11 @@ def check(path: Path, batch: int | None = None) -> list[dict]:
     torch.manual_seed(recipe.stream("weights"))
     run = Run(recipe.run_dir, recipe)
     samples = random_batch(recipe, run, batch or recipe.batch_size)
-    make_sampler(recipe, samples["label"])
     weights = class_weights(recipe, samples["label"], len(run.description.classes))
     model, samples = build_model(recipe), {key: value.to(run.device) for key, value in samples.items()}
     rows = []
     for phase in recipe.phases:
+        make_sampler(recipe, phase.name, samples["label"])
         module = PhaseModule(recipe, phase, model, run, weights).to(run.device).train()
         optimizer = make_optimizer(recipe, phase, parameter_groups(model, phase))
         make_schedule(recipe, phase, optimizer, steps=2)

@@ -72,7 +72,7 @@ def explain_run(run: Run, batch: dict[str, Any], methods: Sequence[str] | None =
 def classification_summary(run: Run) -> Summary:
     """`classification_metrics` on the whole evaluated split; for three-phase models also of each earlier phase."""
     labels, probabilities = run.predictions()
-    patients = open_split(run.recipe, run.recipe.split).frame["patient"].tolist()
+    patients = open_split(run.recipe, "evaluated").frame["patient"].tolist()
     correct = (probabilities.argmax(1) == labels).float()
     result = {"count": len(labels), "accuracy_interval": interval(correct, patients, run.recipe.resamples)}
     rows = torch.cat([labels[:, None].double(), probabilities.double()], 1)
@@ -151,7 +151,7 @@ def write_metrics(
              for name, (key, at) in ends.items() if key in found}  # fmt: skip
     kept |= {f"classification/{key}": found for key, found in correctness(run).items()}
     kept |= {"images/has_mask": batch["has_mask"], "images/label": batch["label"]}
-    frame = open_split(run.recipe, run.recipe.split).frame
+    frame = open_split(run.recipe, "evaluated").frame
     content = {"schema": 3, "recipe": run.recipe.model_dump(), "versions": versions()}
     content |= {"reference": reference(run, batch), "grid_pointing_game": grid_pointing_game(run, batch)}
     content |= {"classification": classification, "patients": frame["patient"].tolist()}

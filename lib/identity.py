@@ -6,7 +6,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lib.data import load_description, manifest_hash, prepare
 from lib.reading import stored_run
 from lib.recipe import PROJECT, Recipe, checked
 
@@ -31,6 +30,8 @@ def digest(content: bytes) -> str:
 def identity(recipe: Recipe) -> dict[str, Any]:
     """Hashes, besides the recipe: of the rows that it trains and validates on, of how their classes and channels are
     read, of the file that its weights start from (none: None), of the code."""
+    from lib.data import load_description, manifest_hash, prepare  # with torch: the pipeline only asks for the code
+
     rows, card = prepare(recipe.dataset, limit=recipe.limit), load_description(recipe.dataset)
     reading = repr((card.classes, card.channels, card.mean, card.std))
     start = Path(recipe.weights) if recipe.weights else None

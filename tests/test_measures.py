@@ -74,7 +74,7 @@ def test_evidence_maps_are_complete_and_their_sign_is_counted(softcam):
     assert found["negative_share_healthy"].isnan().tolist() == sick.tolist()
     assert "positive_share_diseased" not in measures.properties(run, maps, batch, "random")
     game = measures.grid_pointing_game(run, batch)
-    assert game == grid_pointing_game(native[sick][:, 1], native[~sick][:, 1], seed=run.recipe.seed)
+    assert game == grid_pointing_game(native[sick][:, 1], native[~sick][:, 1], seed=run.recipe.stream("grid"))
 
 
 def test_topk_of_true_positives_leaves_out_the_misclassified(softcam):
@@ -149,7 +149,7 @@ def test_pixels_are_imputed_once_for_all_judges(softcam, monkeypatch):
     chosen = measures.perturbed(run, batch)
     assert len(calls) == len(chosen) * len(measures.ROAD_SHARES)
     given = batch["image"][chosen], maps[chosen], batch["label"][chosen]
-    options = {"shares": measures.ROAD_SHARES, "seed": run.recipe.seed}
+    options = {"shares": measures.ROAD_SHARES, "seed": run.recipe.stream("road")}
     assert torch.equal(found["road"][chosen], road(run.predict, *given, **options))
     assert torch.equal(found["common_road"][chosen], road(blackbox_twin(run.recipe).predict, *given, **options))
 
