@@ -10,7 +10,7 @@ from lib.reading import stored_run
 from lib.recipe import PROJECT, Recipe, checked
 
 CODE = (  # files and folders of lib
-    "recipe.py", "runs.py", "training.py", "checkpoints.py", "objective.py", "optimisation.py", "selection.py",
+    "recipe.py", "runs.py", "training.py", "fitting.py", "objective.py", "optimisation.py", "selection.py",
     "losses.py", "models", "data/manifest.py", "data/dataset.py", "data/pixels.py",
 )  # fmt: skip
 

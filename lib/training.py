@@ -1,43 +1,26 @@
-"""Training with Lightning: one phase for a black box and for SoftCAM, three for the Explainer-Classifier.
+"""Training: one phase for a black box and for SoftCAM, three for the Explainer-Classifier; whether it has been done.
 
 Each phase starts from the best state of the one before: that of the lowest validation loss, unless the recipe's
-`checkpoint` says otherwise. What a phase minimises is in lib.objective.
+`checkpoint` says otherwise. What a phase minimises is in lib.objective, how in lib.fitting.
 """
 
-import logging
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader, Subset
 
-from lib.checkpoints import BestAndLast, Recorder, WholeFiles, intact
 from lib.identity import differences, differing, identity
 from lib.models import load_reference_checkpoint
-from lib.models.weights import read_checkpoint
-from lib.objective import PhaseModule
+from lib.models.weights import intact, read_checkpoint
 from lib.optimisation import class_weights, make_sampler
 from lib.reading import stored_run
 from lib.recipe import Recipe
 from lib.runs import Run, build_model, open_split, plain, versions, write_json, write_tensors
-from lib.selection import check_classes, monitor
+from lib.selection import check_classes
 
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-for _message in (
-    "does not have many workers",
-    "The number of training",
-    "isinstance.treespec",
-    "Checkpoint directory",
-    "in eval mode",
-):
-    warnings.filterwarnings("ignore", f".*{_message}.*")
 EXPLAINED = {  # training parameters that do not concern a black box
     "output_stride", "explainer_channels", "init_bias", "l1", "l2", "hybrid", "beta", "gamma", "alpha", "lr_explainer",
     "evolution_count",
@@ -117,56 +100,26 @@ def train(recipe: Recipe, again: bool = False) -> Run:
     samples = [data["val"][i]["image"] for i in range(min(max(recipe.evolution_count, 1), len(data["val"])))]
     fixed = torch.stack(samples)[: recipe.evolution_count]
     weights = class_weights(recipe, labels["train"], len(run.description.classes))
-    L.seed_everything(recipe.stream("weights"), verbose=False)
+    torch.manual_seed(recipe.stream("weights"))
     model = build_model(recipe)
     with torch.no_grad():
         model.eval()(run.normalise(samples[0][None]))  # fails here for a size that the model does not take
+    from lib.fitting import fit_phase  # Lightning takes seconds to import; what explains and evaluates needs none of it
+
     with run.writing():
         begin(run, now, again)
         for phase in recipe.phases:
             done = run.dir / f"{phase.name}.safetensors"
             if not intact(done):
-                L.seed_everything(recipe.stream("training", phase.name), verbose=False)
+                torch.manual_seed(recipe.stream("training", phase.name))
                 sampler, full = make_sampler(recipe, phase.name, labels["train"]), len(augmented) > recipe.batch_size
                 batches = DataLoader(augmented, recipe.batch_size, sampler=sampler, drop_last=full, **workers)
-                module = PhaseModule(recipe, phase, model, run, weights)
-                fit_phase(run, module, Recorder(run, phase, fixed), batches, measured)
+                fit_phase(run, phase, model, weights, fixed, batches, measured)
                 write_tensors(done, model.state_dict())
             model.load_state_dict(read_checkpoint(done))
         write_tensors(run.dir / "best.safetensors", model.state_dict())
         shutil.rmtree(run.dir / "checkpoints", ignore_errors=True)
     return run
-
-
-def fit_phase(
-    run: Run, module: PhaseModule, recorder: Recorder, batches: DataLoader, measured: list[DataLoader]
-) -> None:
-    """Fits one phase and leaves its best state in the model; last.safetensors: the final state. Stops by the loss."""
-    recipe, phase, folder = run.recipe, module.phase, run.dir / "checkpoints"
-    name, mode = monitor(phase.checkpoint)
-    kept, last = (folder / f"{phase.name}-{which}.ckpt" for which in ("best", "last"))
-    best = BestAndLast(folder, kept.stem, monitor=name, mode=mode, save_last=True, enable_version_counter=False)
-    best.CHECKPOINT_NAME_LAST = last.stem
-    stop = [EarlyStopping("val_loss", patience=phase.patience)] if phase.patience else []
-    trainer = L.Trainer(
-        accelerator={"cuda": "gpu"}.get(run.device.type, "cpu"), devices=1, max_epochs=phase.epochs,
-        precision="bf16-mixed" if recipe.precision == "bf16" else "32-true",
-        deterministic="warn" if run.device.type == "cuda" else True,  # some poolings have no deterministic CUDA kernel
-        default_root_dir=folder, plugins=[LightningEnvironment(), WholeFiles()],  # the same on a cluster as elsewhere
-        logger=TensorBoardLogger(run.dir, "tensorboard", phase.name), callbacks=[recorder, best, *stop],
-        num_sanity_val_steps=0, log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    goes_on = intact(last) and intact(kept)
-    module.train()  # Lightning keeps the mode that it finds
-    if not goes_on:
-        trainer.validate(module, measured, verbose=False)
-    trainer.fit(module, batches, measured, ckpt_path=last if goes_on else None, weights_only=True)
-    write_tensors(run.dir / "last.safetensors", module.model.state_dict())
-    if phase.epochs:
-        if not torch.isfinite(best.best_model_score):
-            said = f"{name}: undefined in every epoch of phase {phase.name!r}; the first is kept"
-            warnings.warn(said, stacklevel=2)
-        module.load_state_dict(read_checkpoint(kept)["state_dict"])
 
 
 def take_weights(run: Run, now: dict[str, Any]) -> Run:

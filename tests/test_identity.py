@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_recipes import PHASES
 
-from lib import identity, training
+from lib import fitting, identity
 from lib.recipe import Recipe
 from lib.runs import Run, write_tensors
 from lib.training import adopt_checkpoint, blackbox_twin, load_or_train, train, twin_differences
@@ -227,7 +227,7 @@ def test_weights_from_another_run(folder, monkeypatch):
     own_images(other)
     there = {"test_dataset": str(other / "own.yaml"), "weights_from": "ec", "seed": 2}
     recipe = own_recipe(folder, name="elsewhere", hybrid=True, **PHASES, **there)
-    monkeypatch.setattr(training, "fit_phase", None)  # nothing is trained
+    monkeypatch.setattr(fitting, "fit_phase", None)  # nothing is trained
     run = load_or_train(recipe)
     assert run.dir.name == "elsewhere-seed2" and same_weights(run, source)
     assert run.history.equals(source.history) and run.earlier_phases == ["classifier", "explainer"]

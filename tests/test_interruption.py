@@ -14,7 +14,7 @@ from own_images import own_images, own_recipe, swap_labels
 from safetensors.torch import load_file
 from tiny_recipes import PHASES
 
-from lib import checkpoints, training
+from lib import fitting
 from lib.runs import Run
 from lib.training import adopt_checkpoint, train
 
@@ -47,7 +47,7 @@ def cut(recipe, phase, epoch):
             raise RuntimeError("power cut")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints.Recorder, "on_train_epoch_start", fail)
+        patch.setattr(fitting.Recorder, "on_train_epoch_start", fail)
         with pytest.raises(RuntimeError, match="power cut"):
             train(recipe)
 
@@ -115,7 +115,7 @@ def test_damaged_weights_of_a_finished_run_are_named_and_made_again(recipe, whol
 
 
 def test_a_checkpoint_is_whole_or_the_old_one(tmp_path, monkeypatch):
-    path, plugin = tmp_path / "a.ckpt", checkpoints.WholeFiles()
+    path, plugin = tmp_path / "a.ckpt", fitting.WholeFiles()
     plugin.save_checkpoint({"epoch": 1}, path)
 
     def full(content, file):
@@ -161,9 +161,9 @@ def test_a_cluster_changes_nothing(recipe, whole, monkeypatch, tmp_path):
     for key, value in {"JOB_ID": 7, "JOB_NAME": "train", "NTASKS": 3, "PROCID": 1, "LOCALID": 1, "NODEID": 0}.items():
         monkeypatch.setenv(f"SLURM_{key}", str(value))
     handlers = []
-    original = checkpoints.Recorder.on_train_batch_end
+    original = fitting.Recorder.on_train_batch_end
     monkeypatch.setattr(
-        checkpoints.Recorder,
+        fitting.Recorder,
         "on_train_batch_end",
         lambda *given: handlers.append(signal.getsignal(signal.SIGUSR1)) or original(*given),
     )
@@ -217,9 +217,9 @@ def test_a_folder_that_is_no_run_is_refused_untouched(recipe, tmp_path):
 def test_what_the_weights_do_not_depend_on_may_change_while_a_training_is_interrupted(recipe, whole, monkeypatch):
     cut(recipe, "joint", 2)
     phases = []
-    fit = training.fit_phase
+    fit = fitting.fit_phase
     monkeypatch.setattr(
-        training, "fit_phase", lambda run, module, *rest: phases.append(module.phase.name) or fit(run, module, *rest)
+        fitting, "fit_phase", lambda run, phase, *rest: phases.append(phase.name) or fit(run, phase, *rest)
     )
     run = train(recipe.replace(topk=3, explain_count=5, num_workers=0))
     assert phases == ["joint"]
@@ -292,13 +292,13 @@ def test_a_loss_that_is_not_finite_stops_the_training(images, tmp_path):
 
 def test_the_last_good_state_is_kept_and_named(images, tmp_path, monkeypatch):
     recipe = own_recipe(images, runs_dir=str(tmp_path), epochs=3)
-    original = training.PhaseModule.losses
+    original = fitting.PhaseModule.losses
 
     def losses(self, batch):
         terms, logits = original(self, batch)
         return ({**terms, "loss": terms["loss"] / 0} if self.training and self.current_epoch == 1 else terms), logits
 
-    monkeypatch.setattr(training.PhaseModule, "losses", losses)
+    monkeypatch.setattr(fitting.PhaseModule, "losses", losses)
     kept = recipe.run_dir / "checkpoints/softcam-last.ckpt"
     with pytest.raises(FloatingPointError, match=f"epoch 2, batch 1 of train: .*the last good state is kept in {kept}"):
         train(recipe)
@@ -308,8 +308,6 @@ def test_the_last_good_state_is_kept_and_named(images, tmp_path, monkeypatch):
 
 
 def test_images_that_make_no_finite_loss_stop_it_before_training(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        training.PhaseModule, "losses", lambda self, batch: ({"loss": torch.tensor(float("nan"))}, None)
-    )
+    monkeypatch.setattr(fitting.PhaseModule, "losses", lambda self, batch: ({"loss": torch.tensor(float("nan"))}, None))
     with pytest.raises(FloatingPointError, match="phase 'softcam', epoch 0, batch 1 of train: expected a finite loss"):
         train(own_recipe(images, runs_dir=str(tmp_path)))

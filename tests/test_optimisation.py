@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_recipes import PHASES
 
-from lib import training
+from lib import fitting, training
 from lib.objective import PhaseModule
 from lib.optimisation import (
     Rebalanced,
@@ -102,10 +102,10 @@ def test_the_default_order_is_one_permutation(tiny):
 def test_a_phase_of_one_seed_draws_what_no_phase_of_another_seed_draws(tiny, monkeypatch):
     drawn = {}
 
-    def first_draw(run, module, *_):
-        drawn[run.recipe.seed, module.phase.name] = torch.rand(1).item()
+    def first_draw(run, phase, *_):
+        drawn[run.recipe.seed, phase.name] = torch.rand(1).item()
 
-    monkeypatch.setattr(training, "fit_phase", first_draw)
+    monkeypatch.setattr(fitting, "fit_phase", first_draw)
     for seed in (0, 1, 2):
         training.train(tiny(name="draws", seed=seed, **PHASES))
     assert len(drawn) == len(set(drawn.values())) == 9

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from lib import training
+from lib import fitting
 from lib.metrics import classification_metrics
 from lib.selection import ConfusionScore, check_classes, confusion_score, monitor
 from lib.training import train
@@ -86,14 +86,14 @@ def test_the_first_of_the_best_epochs_is_kept_whatever_the_loss_says(tiny, monke
         self.epoch = getattr(self, "epoch", -1) + 1  # 0: before training
         return torch.tensor([0.0, *scores][self.epoch])
 
-    states, keep = [], training.Recorder.keep_explanations
+    states, keep = [], fitting.Recorder.keep_explanations
 
     def recorded(self, module, epoch):
         states.append({key: value.clone() for key, value in module.model.state_dict().items()})
         keep(self, module, epoch)
 
     monkeypatch.setattr(ConfusionScore, "compute", given)
-    monkeypatch.setattr(training.Recorder, "keep_explanations", recorded)
+    monkeypatch.setattr(fitting.Recorder, "keep_explanations", recorded)
     run = train(tiny(name=f"kept-{scores[1]}", checkpoint="kappa", epochs=4, method="blackbox"))
     best = load_file(run.dir / "best.safetensors")
     kept = [all(torch.equal(best[key], state[key]) for key in best) for state in states]

@@ -5,12 +5,13 @@ from safetensors.torch import load_file
 from tiny_recipes import PHASES
 from torch.nn import functional as F
 
-from lib import training
+from lib import fitting, training
 from lib.losses import contiguity, outside_penalty, sparsity
 from lib.metrics import classification_metrics
+from lib.objective import PhaseModule
 from lib.recipe import Phase
 from lib.runs import Run, build_model, open_split
-from lib.training import PhaseModule, load_or_train, phase_warnings, train
+from lib.training import load_or_train, phase_warnings, train
 
 
 def same_weights(one, two):
@@ -34,7 +35,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tiny, trained, monkeyp
         if (self.phase.name, trainer.current_epoch + 1) == stop:
             raise RuntimeError("power cut")
 
-    monkeypatch.setattr(training.Recorder, "on_train_epoch_start", fail)
+    monkeypatch.setattr(fitting.Recorder, "on_train_epoch_start", fail)
     with pytest.raises(RuntimeError, match="power cut"):
         train(recipe)
     assert not (recipe.run_dir / "best.safetensors").exists()
@@ -56,7 +57,7 @@ def test_rebalancing_goes_on_to_the_same_bits_too(tiny, monkeypatch):
         if trainer.current_epoch + 1 == 2:
             raise RuntimeError("power cut")
 
-    monkeypatch.setattr(training.Recorder, "on_train_epoch_start", fail)
+    monkeypatch.setattr(fitting.Recorder, "on_train_epoch_start", fail)
     with pytest.raises(RuntimeError, match="power cut"):
         train(tiny(name="rebalanced-cut", **REBALANCED))
     monkeypatch.undo()

@@ -164,3 +164,12 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     if isinstance(matrix, Tensor) and len(matrix) != len(own[f"{head}.weight"]):
         state |= {f"{head}.weight": own[f"{head}.weight"], f"{head}.bias": own[f"{head}.bias"]}
     load_strict(model, state, source)
+
+
+def intact(path: Path) -> bool:
+    """Whether a file of tensors is there and can be read; one that cannot is said in a line, and counts as none."""
+    try:
+        return path.is_file() and read_checkpoint(path) is not None
+    except ValueError as error:
+        print(f"{error}; it counts as none")
+        return False

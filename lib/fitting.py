@@ -1,5 +1,8 @@
-"""What is kept while a phase trains: a row of the history and explanations of each epoch, the best and last state."""
+"""Fitting one phase with Lightning: what is kept meanwhile, a row of the history and explanations of each epoch, the
+best and the last state."""
 
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -7,23 +10,28 @@ import lightning as L
 import pandas as pd
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from torch import Tensor
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from lib.models.weights import read_checkpoint
+from lib.models.weights import intact, read_checkpoint
 from lib.objective import PhaseModule
 from lib.recipe import Phase
 from lib.runs import Run, write_tensors, write_whole
+from lib.selection import monitor
 
-
-def intact(path: Path) -> bool:
-    """Whether a file of tensors is there and can be read; one that cannot is said in a line, and counts as none."""
-    try:
-        return path.is_file() and read_checkpoint(path) is not None
-    except ValueError as error:
-        print(f"{error}; it counts as none")
-        return False
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+for _message in (
+    "does not have many workers",
+    "The number of training",
+    "isinstance.treespec",
+    "Checkpoint directory",
+    "in eval mode",
+):
+    warnings.filterwarnings("ignore", f".*{_message}.*")
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -87,3 +95,44 @@ class Recorder(Callback):
             path = self.run.dir / "evolution.safetensors"
             kept = read_checkpoint(path) if path.exists() else {"images": self.images}
             write_tensors(path, {**kept, f"{self.phase.name}/{epoch:03d}": maps.float()})
+
+
+def fit_phase(
+    run: Run,
+    phase: Phase,
+    model: nn.Module,
+    class_weights: Tensor | None,
+    fixed: Tensor,
+    batches: DataLoader,
+    measured: list[DataLoader],
+) -> None:
+    """Fits one phase and leaves its best state in the model; last.safetensors: the final state. Stops by the loss.
+
+    measured: loaders of training and of validation images; fixed: images (n, C, H, W) explained after each epoch.
+    """
+    recipe, folder = run.recipe, run.dir / "checkpoints"
+    module, recorder = PhaseModule(recipe, phase, model, run, class_weights), Recorder(run, phase, fixed)
+    name, mode = monitor(phase.checkpoint)
+    kept, last = (folder / f"{phase.name}-{which}.ckpt" for which in ("best", "last"))
+    best = BestAndLast(folder, kept.stem, monitor=name, mode=mode, save_last=True, enable_version_counter=False)
+    best.CHECKPOINT_NAME_LAST = last.stem
+    stop = [EarlyStopping("val_loss", patience=phase.patience)] if phase.patience else []
+    trainer = L.Trainer(
+        accelerator={"cuda": "gpu"}.get(run.device.type, "cpu"), devices=1, max_epochs=phase.epochs,
+        precision="bf16-mixed" if recipe.precision == "bf16" else "32-true",
+        deterministic="warn" if run.device.type == "cuda" else True,  # some poolings have no deterministic CUDA kernel
+        default_root_dir=folder, plugins=[LightningEnvironment(), WholeFiles()],  # the same on a cluster as elsewhere
+        logger=TensorBoardLogger(run.dir, "tensorboard", phase.name), callbacks=[recorder, best, *stop],
+        num_sanity_val_steps=0, log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    goes_on = intact(last) and intact(kept)
+    module.train()  # Lightning keeps the mode that it finds
+    if not goes_on:
+        trainer.validate(module, measured, verbose=False)
+    trainer.fit(module, batches, measured, ckpt_path=last if goes_on else None, weights_only=True)
+    write_tensors(run.dir / "last.safetensors", module.model.state_dict())
+    if phase.epochs:
+        if not torch.isfinite(best.best_model_score):
+            said = f"{name}: undefined in every epoch of phase {phase.name!r}; the first is kept"
+            warnings.warn(said, stacklevel=2)
+        module.load_state_dict(read_checkpoint(kept)["state_dict"])
