@@ -184,7 +184,7 @@ def save(name: str, results: Results, folder: Path) -> None:
     Where the runs lack what it needs, it says so, and what an earlier run left under that name is removed.
     """
     entry, file = FIGURES[name], folder / f"{name}.png"
-    index = json.loads((folder / "index.json").read_text()) if (folder / "index.json").exists() else {}
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8")) if (folder / "index.json").exists() else {}
     index.pop(file.name, None)
     drawn = entry.draw(results)
     if drawn is None:
