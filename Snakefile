@@ -45,7 +45,7 @@ def card(dataset):
 
 def data_of(recipe):
     """Names of the data sets that a recipe needs."""
-    return [yaml.safe_load(card(one).read_text())["name"] for one in (recipe.dataset, recipe.test_dataset) if one]
+    return [yaml.safe_load(card(one).read_text("utf-8"))["name"] for one in (recipe.dataset, recipe.test_dataset) if one]
 
 
 cards = {name: card(one) for recipe in recipes.values()
@@ -84,7 +84,7 @@ def weights(kind):
 def manifest(wildcards):
     """The data set's YAML, and its CSV: beside it, or in the root of a data set of one's own or of a published one."""
     path = cards[wildcards.dataset]
-    root = yaml.safe_load(path.read_text()).get("root")
+    root = yaml.safe_load(path.read_text("utf-8")).get("root")
     root = path.parent / root if root else Path("datasets") / wildcards.dataset
     tables = (path.with_suffix(".csv"), root / f"manifest_{wildcards.dataset}.csv", root / "manifest.csv")
     return [path, *[table for table in tables if table.exists()][:1]]

@@ -7,8 +7,8 @@ Needs the data sets' descriptions, not their images, and no pretrained weights. 
 """
 
 import argparse
+import math
 import multiprocessing
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -40,9 +40,14 @@ def random_batch(recipe: Recipe, run: Run, size: int) -> dict[str, torch.Tensor]
 
 
 def peak_memory(device: torch.device) -> float:
-    """MiB: of the GPU what tensors took at most since the last reset, of the CPU what this process took at most."""
+    """MiB: of the GPU what tensors took at most since the last reset, of the CPU what this process took at most, NaN on
+    systems that do not say (Windows)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:
+        return math.nan
     unit = 1 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, elsewhere in KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
@@ -86,8 +91,11 @@ def check(path: Path, batch: int | None = None) -> list[dict]:
 
 def isolated(path: Path, batch: int | None = None) -> list[dict]:
     """`check` in a process of its own, so that its peak memory is its own and running out of memory ends only it."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lib.objective"])  # imported once for all recipes
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["lib.objective"])  # imported once for all recipes
+    else:
+        context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(check, path, batch).result()
 

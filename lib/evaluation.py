@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from lib import metrics as m
@@ -45,6 +44,8 @@ def interval(values: Tensor, groups: Sequence | None = None, resamples: int = 10
 
 def auc(rows: Tensor) -> float:
     """Area under the ROC curve of rows (N, 1 + K) of label and probabilities, one against rest; NaN without a class."""
+    from sklearn.metrics import roc_auc_score
+
     labels, probabilities = rows[:, 0].long().numpy(), rows[:, 1:].numpy()
     if len(set(labels)) < probabilities.shape[1]:
         return float("nan")

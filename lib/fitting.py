@@ -79,7 +79,7 @@ class Recorder(Callback):
         old = old[~((old["phase"] == self.phase.name) & (old["epoch"] >= epoch))]
         new = pd.concat([old, pd.DataFrame([row])]) if len(old) else pd.DataFrame([row])
         new = new.sort_values("phase", key=lambda names: names.map(self.run.recipe.phase_names.index), kind="stable")
-        write_whole(path, lambda p: new.to_csv(p, index=False))
+        write_whole(path, lambda p: new.to_csv(p, index=False, lineterminator="\n"))
         self.keep_explanations(module, epoch)
         if epoch:
             self.bar.set_postfix({key: f"{row[key]:.3f}" for key in ("train_loss", "val_loss", "val_acc")})

@@ -56,11 +56,10 @@ class Results:
     def load(cls, runs_dir: str | Path, recipes: Sequence[str] | None = None, seeds: int | None = None) -> "Results":
         """Every evaluated run of a folder, or those of the recipes named, with seeds below `seeds`."""
         folders = [path.parent for path in sorted((PROJECT / runs_dir).glob("*/metrics.json"))]
-        stored = {folder: json.loads((folder / "recipe.json").read_text())["recipe"] for folder in folders}
         return cls(
-            Run.load(folder)
-            for folder, recipe in stored.items()
-            if (recipes is None or recipe["name"] in recipes) and (seeds is None or recipe["seed"] < seeds)
+            run
+            for run in map(Run.load, folders)
+            if (recipes is None or run.recipe.name in recipes) and (seeds is None or run.recipe.seed < seeds)
         )
 
     def check_images(self, runs: Sequence[Run]) -> None:
@@ -251,8 +250,8 @@ def markdown(frame: pd.DataFrame) -> str:
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
     """A frame as PATH.md and, with all digits, as PATH.csv."""
-    write_whole(path.with_suffix(".md"), lambda p: p.write_text(markdown(frame)))
-    write_whole(path.with_suffix(".csv"), lambda p: frame.to_csv(p, index=False))
+    write_whole(path.with_suffix(".md"), lambda p: p.write_text(markdown(frame), "utf-8", newline="\n"))
+    write_whole(path.with_suffix(".csv"), lambda p: frame.to_csv(p, index=False, lineterminator="\n"))
 
 
 TOLERANCE = {

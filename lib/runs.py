@@ -54,7 +54,8 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """`content` as JSON; tensors become lists, and what is not finite becomes null."""
-    write_whole(path, lambda p: p.write_text(json.dumps(plain(content), indent=1, allow_nan=False) + "\n"))
+    text = json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
+    write_whole(path, lambda p: p.write_text(text, "utf-8", newline="\n"))
 
 
 def plain(value: Any) -> Any:
@@ -205,7 +206,7 @@ class Run:
         path = self.dir / "metrics.json"
         if not path.is_file():
             raise FileNotFoundError(f"metrics: no file {path}; make it with notebooks/04_evaluate.ipynb")
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
 
     @property
     def maps(self) -> dict[str, Tensor]:

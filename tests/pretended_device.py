@@ -18,6 +18,7 @@ INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}  # take indi
 class Elsewhere(Tensor):
     """`held` on the CPU, with `ELSEWHERE` as its device."""
 
+    is_cuda = True  # so that code takes the branch for a GPU
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
@@ -26,8 +27,6 @@ class Elsewhere(Tensor):
         made = Tensor._make_wrapper_subclass(cls, held.shape, device=ELSEWHERE, requires_grad=requires_grad, **layout)
         made.held = held
         return made
-
-    is_cuda = True  # so that code takes the branch for a GPU
 
     @property
     def data(self) -> Tensor:
@@ -52,7 +51,7 @@ class Elsewhere(Tensor):
 class PretendedDevice(TorchDispatchMode):
     def __enter__(self):
         self.before = torch._C._only_lift_cpu_tensors()
-        torch._C._set_only_lift_cpu_tensors(True)  # so that torch.tensor(..., device="meta") comes by here
+        torch._C._set_only_lift_cpu_tensors(True)  # so that torch.tensor(..., device=ELSEWHERE) comes by here
         return super().__enter__()
 
     def __exit__(self, *error):
@@ -77,9 +76,7 @@ def run(function, args: tuple, kwargs: dict):
     else:
         to_there = isinstance(args[0], Elsewhere) if name in ACROSS else bool(there)
     if to_there and kwargs.get("generator") is not None:
-        raise RuntimeError(
-            f"Expected a generator of the device of the tensor that {name} makes, but found one of the CPU"
-        )
+        raise RuntimeError(f"Expected a generator of the device that {name} makes a tensor on, got one of the CPU")
     found = function(*tree_map(held, args), **tree_map(held, kwargs))
     known = {id(tensor.held): tensor for tensor in there}  # in-place functions return what they were given
 

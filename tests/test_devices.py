@@ -226,7 +226,7 @@ def test_explaining_and_evaluating_a_run(device, name, trained, monkeypatch):
 
 def evaluated(run: Run) -> list:
     """Maps of a run's usual methods, and what is measured of its in-model map (or the first one)."""
-    batch = run.test_images(6)
+    batch = run.images(6)
     maps = evaluation.explain_run(run, batch)
     method = next(iter(maps))
     given = run, maps[method], batch, method

@@ -1,10 +1,14 @@
+import math
+import multiprocessing
+import sys
+
 import pytest
 import torch
 import yaml
 from tiny_recipes import PHASES, TINY
 
 from lib import dry_run
-from lib.dry_run import COLUMNS, check, isolated, main, random_batch
+from lib.dry_run import COLUMNS, check, isolated, main, peak_memory, random_batch
 from lib.recipe import Recipe
 from lib.runs import Run
 
@@ -27,7 +31,7 @@ def test_a_step_of_every_phase(folder):
     classifier, explainer, joint = (row["trained"] for row in rows)
     assert classifier + explainer == pytest.approx(joint)
     assert joint == rows[0]["million parameters"]
-    assert all(row["peak MiB"] > 0 and row["seconds per step"] > 0 for row in rows)
+    assert all(not row["peak MiB"] <= 0 and row["seconds per step"] > 0 for row in rows)
     assert not (folder / "runs").exists()
 
 
@@ -96,3 +100,16 @@ def test_a_process_of_its_own(folder):
     assert (row["recipe"], row["batch"]) == ("sc", 1)
     with pytest.raises(FileNotFoundError, match="recipe: no file"):
         isolated(folder / "missing.yaml")
+
+
+def test_a_system_without_unix_calls(folder, monkeypatch):
+    """Windows has no `resource`, and starts processes by spawning alone."""
+    with monkeypatch.context() as windows:
+        windows.setitem(sys.modules, "resource", None)
+        assert math.isnan(peak_memory(torch.device("cpu")))
+        windows.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+        asked = []
+        get_context = multiprocessing.get_context
+        windows.setattr(multiprocessing, "get_context", lambda method: asked.append(method) or get_context(method))
+        assert isolated(folder / "sc.yaml", batch=1)[0]["recipe"] == "sc"
+        assert asked == ["spawn"]

@@ -95,15 +95,18 @@ def test_sweeps_and_permuted_labels_change_no_other_figure(results, everything):
     ],
 )
 def test_a_figure_without_its_runs_is_left_out_and_its_leftovers_removed(name, needs, results, tmp_path, capsys):
-    (tmp_path / f"{name}.png").write_bytes(b"old")
-    (tmp_path / "index.json").write_text(json.dumps({f"{name}.png": {}, "other.png": {}}))
+    for old in (name, "forgotten"):
+        (tmp_path / f"{old}.png").write_bytes(b"old")
+    (tmp_path / "index.json").write_text(json.dumps({f"{name}.png": {}, "hero.png": {}, "forgotten.png": {}}))
     figures.save(name, results, tmp_path)
     assert f"{name}: not drawn; it needs" in capsys.readouterr().out
     assert needs in figures.FIGURES[name].needs
     assert not (tmp_path / f"{name}.png").exists()
     index = json.loads((tmp_path / "index.json").read_text())
     assert f"{name}.png" not in index
-    assert "other.png" in index
+    assert "hero.png" in index
+    assert "forgotten.png" not in index  # no figure is called so any more
+    assert not (tmp_path / "forgotten.png").exists()
 
 
 def test_only_a_black_box_and_a_softcam_are_enough(results, trained, tmp_path, capsys):

@@ -7,7 +7,6 @@ import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from scipy.ndimage import map_coordinates
-from sklearn.datasets import load_digits
 
 from lib.data.drawing import bounding_box, smooth_noise, to_uint8
 
@@ -45,6 +44,8 @@ def sources(split: str) -> tuple[dict[int, np.ndarray], np.ndarray]:
 
     The three splits share no handwritten digit: 60, 15 and 25 % of each class, in the order of the collection.
     """
+    from sklearn.datasets import load_digits  # most of a second, paid where digits are drawn
+
     data, (low, high) = load_digits(), SHARES[split]
     rows = {digit: np.flatnonzero(data.target == digit) for digit in range(10)}
     return {d: i[round(low * len(i)) : round(high * len(i))] for d, i in rows.items()}, data.images / 16

@@ -184,7 +184,7 @@ def save(name: str, results: Results, folder: Path) -> None:
     Where the runs lack what it needs, it says so, and what an earlier run left under that name is removed.
     """
     entry, file = FIGURES[name], folder / f"{name}.png"
-    index = json.loads((folder / "index.json").read_text()) if (folder / "index.json").exists() else {}
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8")) if (folder / "index.json").exists() else {}
     index = {key: said for key, said in index.items() if Path(key).stem in FIGURES and key != file.name}
     for stale in folder.glob("*.png"):
         if stale.stem not in FIGURES:

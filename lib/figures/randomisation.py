@@ -99,7 +99,7 @@ def label_similarities(results: Results) -> dict[str, dict[str, Shown]]:
 
 def common_images(run: Run, twin: Run, most: int = 60) -> int:
     """How many images from the first on both runs have explained."""
-    a, b = (json.loads((one.dir / "maps.json").read_text())["ids"] for one in (run, twin))
+    a, b = (json.loads((one.dir / "maps.json").read_text(encoding="utf-8"))["ids"] for one in (run, twin))
     alike = [x == y for x, y in zip(a, b, strict=False)]
     return min(most, alike.index(False) if False in alike else len(alike))
 

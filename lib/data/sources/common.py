@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import train_test_split
 
 from lib.data.manifest import read_cells
 
@@ -122,6 +121,8 @@ def image_folder(root: Path, given: str | None, candidates: Iterable[str], names
 
 def published_split(labels: np.ndarray, test: float, val: float, seed: int = 6) -> np.ndarray:
     """train, val or test of each row: stratified, first the test share, then val of the rest, as the xML code does."""
+    from sklearn.model_selection import train_test_split
+
     rows = np.arange(len(labels))
     rest, tested = train_test_split(rows, test_size=test, stratify=labels, random_state=seed)
     rest = np.sort(rest)
