@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 from torch.utils.data import Sampler
 
-from lib.recipe import Phase, Recipe, Sampling
+from lib.recipe import Checkpoint, Phase, Recipe, Sampling
 
 
 class ShuffledByEpoch(Sampler):
@@ -138,3 +138,11 @@ def class_weights(recipe: Recipe, labels: Tensor, classes: int) -> Tensor | None
 def decayed(weights: Tensor, decay: float, epoch: int) -> Tensor:
     """`1 + decay^epoch (weights - 1)`: from `weights` in epoch 0 towards 1, as SoftCAM's reference code decays them."""
     return 1 + decay**epoch * (weights - 1)
+
+
+def check_classes(checkpoint: Checkpoint, labels: Tensor, classes: list[str]) -> None:
+    """ValueError if the validation images, of labels (N,), lack a class that the score needs."""
+    missing = sorted(set(range(len(classes))) - set(labels.tolist()))
+    if missing and checkpoint not in ("loss", "accuracy"):
+        names = ", ".join(repr(classes[k]) for k in missing)
+        raise ValueError(f"checkpoint: {checkpoint!r} needs validation images of every class, there is none of {names}")

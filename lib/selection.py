@@ -49,11 +49,3 @@ class ConfusionScore(Metric):
 
     def compute(self) -> Tensor:
         return confusion_score(self.matrix, self.score).float()
-
-
-def check_classes(checkpoint: Checkpoint, labels: Tensor, classes: list[str]) -> None:
-    """ValueError if the validation images, of labels (N,), lack a class that the score needs."""
-    missing = sorted(set(range(len(classes))) - set(labels.tolist()))
-    if missing and checkpoint not in ("loss", "accuracy"):
-        names = ", ".join(repr(classes[k]) for k in missing)
-        raise ValueError(f"checkpoint: {checkpoint!r} needs validation images of every class, there is none of {names}")

@@ -15,11 +15,10 @@ from torch.utils.data import DataLoader, Subset
 from lib.identity import differences, differing, identity
 from lib.models import load_reference_checkpoint
 from lib.models.weights import intact, read_checkpoint
-from lib.optimisation import class_weights, make_sampler
+from lib.optimisation import check_classes, class_weights, make_sampler
 from lib.reading import stored_run
 from lib.recipe import Recipe
 from lib.runs import Run, build_model, open_split, plain, versions, write_json, write_tensors
-from lib.selection import check_classes
 
 EXPLAINED = {  # training parameters that do not concern a black box
     "output_stride", "explainer_channels", "init_bias", "l1", "l2", "hybrid", "beta", "gamma", "alpha", "lr_explainer",

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from lib import fitting
 from lib.metrics import classification_metrics
-from lib.selection import ConfusionScore, check_classes, confusion_score, monitor
+from lib.optimisation import check_classes
+from lib.selection import ConfusionScore, confusion_score, monitor
 from lib.training import train
 
 NAMES = ("sensitivity", "specificity", "precision", "kappa")
