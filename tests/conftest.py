@@ -4,11 +4,15 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import hypothesis
 import pytest
 from tiny_recipes import PHASES, TINY
 
 from lib.recipe import Recipe
 from lib.training import train
+
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

@@ -132,7 +132,7 @@ def test_a_swept_parameter_of_one_scale_stays_linear(ax):
     assert not ax.texts
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
 def test_end_labels_keep_their_order_and_distance(values):
     texts = []

@@ -209,7 +209,7 @@ def test_similarity_restated_slowly(shape, window):
         assert got["ssim"][i].item() == pytest.approx(slow_ssim(x.tolist(), y.tolist(), window))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.floats(0.1, 10), st.floats(-5, 5))
 def test_similarity_is_symmetric_bounded_and_blind_to_scale(seed, scale, shift):
     generator = torch.Generator().manual_seed(seed)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -117,14 +118,20 @@ def load_manifest(name: str | Path, split: str | None = None, root: str | Path |
         raise FileNotFoundError(
             f"data set {description.name!r}: no manifest {path}, a row per image with the columns {', '.join(REQUIRED)}"
         )
-    raw = read_cells(path)
     if description.source and (record := path.with_suffix(".json")).is_file():
         counts = json.loads(record.read_text(encoding="utf-8"))["counts"]
         description = description.model_copy(update={"counts": counts})
-    frame = check_manifest(raw, description, path)
+    state = path.stat()
+    frame = _checked(path, (state.st_size, state.st_mtime_ns), description.model_dump_json()).copy()
     frame = frame if split is None else frame[frame["split"] == split].reset_index(drop=True)
     frame.attrs.update(name=description.name, root=str(folder), mask_values=description.mask_values)
     return frame
+
+
+@lru_cache(maxsize=8)
+def _checked(path: Path, state: tuple[int, int], description: str) -> pd.DataFrame:
+    """`check_manifest` of a file, once in a process for each of its states and descriptions (JSON)."""
+    return check_manifest(read_cells(path), Description.model_validate_json(description), path)
 
 
 def fair_order(frame: pd.DataFrame) -> pd.DataFrame:

@@ -39,7 +39,7 @@ def _winding(x, y, vertices):
     return round(total / (2 * math.pi))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(3, 9), st.data())
 def test_coverage_is_that_of_the_path_from_vertex_to_vertex(p, data):
     q = data.draw(st.integers(1, (p - 1) // 2).filter(lambda q: math.gcd(p, q) == 1))

@@ -88,7 +88,7 @@ def test_occlusion_of_a_linear_model_by_hand():
     assert torch.allclose(found[0], expected.float(), atol=1e-6)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(window=st.integers(1, 14), data=st.data())
 def test_occlusion_is_captums(window, data):
     torch.manual_seed(0)

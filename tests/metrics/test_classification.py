@@ -65,7 +65,7 @@ def test_one_class_only():
     assert result["undefined"]["auc"] == 2
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 10)), min_size=2, max_size=30))
 def test_auc_is_the_share_of_ordered_pairs(samples):
     labels, scores = [label for label, _ in samples], [score / 10 for _, score in samples]

@@ -49,7 +49,7 @@ def slow_pearson(a, b):
     return top / (sum((x - mean_a) ** 2 for x in a) * sum((y - mean_b) ** 2 for y in b)) ** 0.5
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), height=st.integers(3, 7), width=st.integers(3, 7), tile=st.integers(1, 2))
 def test_against_loops(seed, height, width, tile):
     image, heat = noise(1, 1, height, width, seed=seed).double(), noise(1, height, width, seed=seed + 1).double() - 0.3
@@ -63,7 +63,7 @@ def test_against_loops(seed, height, width, tile):
     assert found.item() == pytest.approx(slow_pearson(sums, drops), abs=1e-4)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), fill=st.sampled_from(["black", "uniform", "blur"]), scale=st.floats(1e-3, 1e3))
 def test_batch_size_order_scale_and_offset(seed, fill, scale):
     images, maps, targets = noise(4, 1, 8, 8, seed=seed + 2), noise(4, 8, 8, seed=seed + 1), torch.tensor([1, 0, 1, 0])

@@ -88,7 +88,7 @@ def test_least_relevant_first_by_hand():
     assert constant[0] == constant[1] == [[value / 4 for value in [1.75, 0.75, 0.75, 0.25, 0, 0]]]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), side=st.integers(1, 9), tile=st.integers(1, 4), scale=st.sampled_from([0.25, 1, 64]))
 def test_least_relevant_first_is_the_other_end_of_the_ranking(seed, side, tile, scale):
     images = noise(2, 1, side, side, seed=seed)
@@ -159,7 +159,7 @@ def slow_curve(image, heat, tile, steps, value):
     return curve
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), height=st.integers(1, 9), width=st.integers(1, 9), tile=st.integers(1, 5))
 def test_curve_against_loops(seed, height, width, tile):
     images, maps = noise(2, 1, height, width, seed=seed).double(), noise(2, height, width, seed=seed + 1).double() - 0.5

@@ -81,7 +81,7 @@ def test_equal_states_cost_one_pass():
     assert passes == [5, 5, 2]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10**6), height=st.integers(1, 9), width=st.integers(1, 9), tile=st.integers(1, 4),
     steps=st.none() | st.integers(1, 12), fill=st.sampled_from(["black", "white", "uniform", "blur", "mean"]),
@@ -120,7 +120,7 @@ def test_sufficiency_by_hand():
     assert mean.tolist() == [[0.4375 - 0.4375 * 0.75]]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), height=st.integers(2, 7), width=st.integers(2, 7))
 def test_sufficiency_against_loops(seed, height, width):
     images, maps = noise(2, 1, height, width, seed=seed).double(), noise(2, height, width, seed=seed + 1).double() - 0.5

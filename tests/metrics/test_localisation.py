@@ -224,7 +224,7 @@ def slow_topk(maps, masks, k, patch, stride):
     return [h / s if s else NAN for h, s in zip(hit, shown, strict=True)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6), patch=st.integers(1, 9), k=st.integers(1, 12), side=st.integers(2, 13), data=st.data()
 )
@@ -248,7 +248,7 @@ PER_IMAGE = [
 ]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), power=st.integers(-6, 6))
 @pytest.mark.parametrize("metric", PER_IMAGE)
 def test_batch_order_chunks_precision_and_scale(metric, seed, power):

@@ -92,7 +92,7 @@ def slow(image, mask):
     return [weighted, accuracy, max(slow_iou(image, mask, t) for t in set(image)), slow_iou(scaled, mask, 0.5)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6))
 def test_against_loops(seed):
     maps, masks = random_case(seed)
@@ -104,7 +104,7 @@ def test_against_loops(seed):
     assert found.T.flatten().tolist() == pytest.approx([v for row in expected for v in row], nan_ok=True)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6))
 def test_the_best_threshold_is_found_and_bounds_hold(seed):
     maps, masks = random_case(seed, n=6)
@@ -128,7 +128,7 @@ PER_IMAGE = [
 ]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), power=st.integers(-6, 6))
 @pytest.mark.parametrize("metric", PER_IMAGE)
 def test_batch_order_chunks_precision_and_scale(metric, seed, power):
@@ -142,7 +142,7 @@ def test_batch_order_chunks_precision_and_scale(metric, seed, power):
     assert torch.allclose(metric(maps * 2.0**power, masks), whole, **same)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6))
 @pytest.mark.parametrize("metric", [relevance_rank_accuracy, best_iou])
 def test_only_the_order_counts(metric, seed):

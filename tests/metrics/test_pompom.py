@@ -40,7 +40,7 @@ def test_pompom_curve_by_hand():
     assert curve[:, 0].tolist() == pytest.approx(pompom(z, masks).tolist(), nan_ok=True)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6))
 def test_pompom_curve_never_rises_and_starts_at_pompom(seed):
     generator = torch.Generator().manual_seed(seed)

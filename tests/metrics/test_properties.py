@@ -28,7 +28,7 @@ def test_gini_by_hand():
     assert gini(torch.tensor([[[1.0, 3.0]]])).item() == pytest.approx(1 / 4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), power=st.integers(-6, 6))
 def test_gini_is_half_the_relative_mean_difference(seed, power):
     maps = randn(3, 4, 3, seed=seed).double()
@@ -58,7 +58,7 @@ def test_consistency_by_hand():
     assert negative.tolist() == pytest.approx([NAN, 0.5, NAN], nan_ok=True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), power=st.integers(-20, 20))
 def test_correlation_is_that_of_scipy(seed, power):
     generator = torch.Generator().manual_seed(seed)

@@ -52,7 +52,7 @@ def dense_imputation(image, removed):
     return np.linalg.solve(matrix, right).T.reshape(image.shape)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), height=st.integers(1, 9), width=st.integers(1, 9), share=st.floats(0, 1))
 def test_imputation_against_a_dense_solve(seed, height, width, share):
     image = noise(2, height, width, seed=seed).numpy()
@@ -98,7 +98,7 @@ def test_exactly_the_asked_share_is_removed_even_of_a_sparse_map(order):
     assert ((changed[:, 1:] >= changed[:, :-1]).all()) and recorder.images(2).min() >= 0
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), height=st.integers(2, 8), width=st.integers(2, 8))
 def test_against_the_definition(seed, height, width):
     images, maps = noise(2, 3, height, width, seed=seed), noise(2, height, width, seed=seed + 1) - 0.5
@@ -113,7 +113,7 @@ def test_against_the_definition(seed, height, width):
             assert found[n, j].item() == pytest.approx(expected, abs=1e-5)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), scale=st.sampled_from([1 / 8, 1.0, 32.0]))
 def test_batch_size_order_and_scale_do_not_matter(seed, scale):
     images, targets = noise(4, 1, 8, 6, seed=seed), torch.tensor([0, 1, 1, 0])

@@ -52,7 +52,7 @@ def test_nameless_groups_stand_alone():
     assert bootstrap_ci(values, torch.arange(30)) == bootstrap_ci(values)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), members=st.integers(2, 9))
 def test_fast_mean_equals_any_statistic(seed, members):
     values = randn(40, seed)
@@ -159,7 +159,7 @@ def test_pairs_with_nan_are_dropped_and_counted():
     assert np.isnan(nothing[:4]).all() and nothing[4:] == (0, 1)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), shift=st.floats(-1, 1), members=st.integers(3, 40))
 def test_bootstrap_p_says_what_the_interval_says(seed, shift, members):
     a, b = randn(40, seed), randn(40, seed + 1) + shift
@@ -189,7 +189,7 @@ def test_holm_by_hand():
     assert holm([0.9, 0.8]).tolist() == [1, 1] and holm([]).tolist() == [] and holm(torch.tensor([NAN])).isnan().all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(p=st.lists(st.floats(0, 1) | st.just(NAN), max_size=8))
 def test_holm_against_loops(p):
     known = sorted(v for v in p if v == v)

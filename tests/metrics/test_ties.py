@@ -38,7 +38,7 @@ def case(seed, *size):
     return maps[None], masks[None]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), stride=st.sampled_from([None, 2, 1]), threshold=st.sampled_from([None, 0.0, 1.0]))
 def test_topk_is_the_mean_over_all_orders_of_tied_patches(seed, stride, threshold):
     maps, masks = case(seed, 4, 6 if stride is None else 4 if stride == 2 else 3)
@@ -51,7 +51,7 @@ def test_topk_is_the_mean_over_all_orders_of_tied_patches(seed, stride, threshol
         assert precision[k - 1].item() == pytest.approx(expected[:k].mean().item())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6))
 def test_pixels_tie_in_the_pointing_game_and_in_rank_accuracy(seed):
     maps, masks = case(seed, 2, 3)
