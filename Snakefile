@@ -6,7 +6,7 @@
     snakemake --executor slurm --jobs 8 --cores 8                 the same on a cluster
 
 An executed notebook is a `log`: Snakemake keeps it when a job fails, with the traceback inside. How long each rule took is
-in RUNS/figures/durations.csv.
+in RUNS/durations.csv.
 """
 
 import csv
@@ -116,6 +116,8 @@ rule figures:
         RUNS + "/figures/results.md",
     log:
         RUNS + "/05_figures.ipynb",
+    benchmark:
+        RUNS + "/benchmarks/figures/all.tsv"
     params:
         parameters={"runs_dir": RUNS, "recipes": list(recipes), "seeds": len(SEEDS)},
         cell_timeout=int(config.get("cell_timeout", 3600)),
@@ -221,7 +223,7 @@ onsuccess:
     took = defaultdict(list)
     for file in sorted(Path(RUNS, "benchmarks").glob("*/*.tsv")):
         took[file.parent.name].append(float(next(csv.DictReader(file.open(), delimiter="\t"))["s"]))
-    with Path(RUNS, "figures/durations.csv").open("w", newline="") as table:
+    with Path(RUNS, "durations.csv").open("w", newline="") as table:
         rows = csv.writer(table)
         rows.writerow(["rule", "jobs", "seconds in all", "longest job"])
         rows.writerows([rule, len(s), round(sum(s)), round(max(s))] for rule, s in took.items())
