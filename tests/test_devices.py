@@ -27,7 +27,9 @@ BUILDERS = (models.blackbox, models.softcam, models.explainer_classifier)
 
 
 @pytest.fixture(params=["pretended", *(["cuda"] if torch.cuda.is_available() else [])])
-def device(request):
+def device(request, monkeypatch):
+    """Networks are compared in float64; the few in float32 without TF32, whose products have 10 bits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     with PretendedDevice() if request.param == "pretended" else nullcontext():
         yield ELSEWHERE if request.param == "pretended" else torch.device("cuda", 0)
 

@@ -165,10 +165,10 @@ def test_grids_are_mean_curves_and_kept(softcam):
     assert (run.dir / "grid.safetensors").is_file()
 
 
-def test_sanity_marks_the_map_that_does_not_depend_on_the_model(softcam):
+def test_sanity_marks_the_map_that_does_not_depend_on_the_model(softcam, monkeypatch):
     run, batch, maps = softcam
     run.write_maps({"evidence": maps, "random": torch.rand(maps.shape)}, batch)
-    run.recipe = run.recipe.replace(sanity_count=2)
+    monkeypatch.setattr(run, "recipe", run.recipe.replace(sanity_count=2))
     found = measures.sanity_summary(run, batch)
     assert found["random"]["unchanged"] is True
     assert found["evidence"]["unchanged"] is False
