@@ -96,7 +96,11 @@ def python(*places):
 
 
 def one_of(names):
-    return "|".join(map(re.escape, names))
+    return "|".join(map(re.escape, names)) or "(?!)"  # which nothing matches
+
+
+points = [name for name, recipe in recipes.items() if recipe.sweep]  # of sweeps: one notebook explains and evaluates
+others = [name for name in recipes if name not in points]
 
 
 wildcard_constraints:
@@ -171,13 +175,15 @@ rule train:
         "lib/execute.py"
 
 
-rule explain:
+use rule train as explain with:
     input:
         RUNS + "/{name}{suffix}/best.safetensors",
         weights("twin"),
         recipe_file,
         code=python("lib/evaluation.py", "lib/explain"),
         notebook="notebooks/03_explain.ipynb",
+    wildcard_constraints:
+        name=one_of(others),
     output:
         RUNS + "/{name}{suffix}/maps.safetensors",
         RUNS + "/{name}{suffix}/maps.json",
@@ -185,23 +191,17 @@ rule explain:
         RUNS + "/{name}{suffix}/03_explain.ipynb",
     benchmark:
         RUNS + "/benchmarks/explain/{name}{suffix}.tsv"
-    params:
-        parameters=parameters,
-        cell_timeout=lambda wildcards: recipes[wildcards.name].cell_timeout,
-    threads: lambda wildcards: recipes[wildcards.name].threads
-    resources:
-        gpu=min(1, config["gpus"]),
-    script:
-        "lib/execute.py"
 
 
-rule evaluate:
+use rule train as evaluate with:
     input:
         RUNS + "/{name}{suffix}/maps.safetensors",
         weights("twin"),
         recipe_file,
         code=python("lib/evaluation.py", "lib/measures.py", "lib/sanity.py", "lib/metrics"),
         notebook="notebooks/04_evaluate.ipynb",
+    wildcard_constraints:
+        name=one_of(others),
     output:
         RUNS + "/{name}{suffix}/metrics.json",
         RUNS + "/{name}{suffix}/values.safetensors",
@@ -209,14 +209,26 @@ rule evaluate:
         RUNS + "/{name}{suffix}/04_evaluate.ipynb",
     benchmark:
         RUNS + "/benchmarks/evaluate/{name}{suffix}.tsv"
-    params:
-        parameters=parameters,
-        cell_timeout=lambda wildcards: recipes[wildcards.name].cell_timeout,
-    threads: lambda wildcards: recipes[wildcards.name].threads
-    resources:
-        gpu=min(1, config["gpus"]),
-    script:
-        "lib/execute.py"
+
+
+use rule train as point with:
+    input:
+        RUNS + "/{name}{suffix}/best.safetensors",
+        weights("twin"),
+        recipe_file,
+        code=python("lib/evaluation.py", "lib/explain", "lib/measures.py", "lib/sanity.py", "lib/metrics"),
+        notebook="notebooks/04_evaluate.ipynb",
+    wildcard_constraints:
+        name=one_of(points),
+    output:
+        RUNS + "/{name}{suffix}/maps.safetensors",
+        RUNS + "/{name}{suffix}/maps.json",
+        RUNS + "/{name}{suffix}/metrics.json",
+        RUNS + "/{name}{suffix}/values.safetensors",
+    log:
+        RUNS + "/{name}{suffix}/04_evaluate.ipynb",
+    benchmark:
+        RUNS + "/benchmarks/point/{name}{suffix}.tsv"
 
 
 onsuccess:

@@ -12,6 +12,7 @@ from lib import sanity
 from lib.data import load_description
 from lib.explain import METHODS, explain
 from lib.metrics.perturbation import Predict, tile_count
+from lib.plots import MAIN
 from lib.runs import Run, write_tensors
 from lib.training import blackbox_twin
 
@@ -177,11 +178,15 @@ def completeness(run: Run, method: str, maps: Tensor, batch: dict[str, Any]) -> 
 
 
 def perturbation_grids(run: Run, maps: dict[str, Tensor], batch: dict[str, Any], count: int = 6) -> dict[str, Values]:
-    """method -> 'tile perturbation' -> mean curve (steps + 1,) of the first `count` perturbed images; kept on disk."""
+    """method -> 'tile perturbation' -> mean curve (steps + 1,) of the first `count` perturbed images; kept on disk.
+
+    Of the methods that are drawn: the main ones, and in-model ones.
+    """
     chosen = perturbed(run, batch)[:count]
     given = batch["image"][chosen], batch["label"][chosen]
     grids = {}
-    for method, values in maps.items():
+    drawn = {name: maps[name] for name in maps if name in MAIN or METHODS[name].family == "in-model"}
+    for method, values in drawn.items():
         found = m.perturbation_grid(
             run.predict, given[0], values[chosen], given[1], seed=run.recipe.stream("perturbation")
         )
