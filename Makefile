@@ -20,8 +20,9 @@ SMOKE     = recipes=notebooks/recipes/smoke runs=runs/smoke
 
 figures: $(VENV)/.installed
 	$(SNAKEMAKE)
-	mkdir -p figures && rm -f figures/*
-	cp runs/figures/*.png runs/figures/*.csv runs/figures/claims.md runs/figures/index.json runs/durations.csv figures/
+	rm -rf .figures && mkdir .figures
+	cp runs/figures/*.png runs/figures/*.csv runs/figures/claims.md runs/figures/index.json runs/durations.csv .figures/
+	rm -rf figures && mv .figures figures
 	@cat runs/figures/results.md && echo && echo "Figures: $(CURDIR)/figures"
 
 smoke: $(VENV)/.installed

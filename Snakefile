@@ -17,10 +17,9 @@ import subprocess
 from collections import defaultdict
 from pathlib import Path
 
-import yaml
-
 from lib.experiments import experiments
 from lib.identity import code_hashes
+from lib.reading import read_yaml
 from lib.recipe import Recipe
 
 RECIPES = config.get("recipes", "notebooks/recipes")
@@ -28,15 +27,10 @@ RUNS = str(config.get("runs", "runs"))
 SEEDS = range(int(config.get("seeds", 1)))
 CORES = workflow.cores or 2  # none on a cluster, where `--set-threads` decides
 smi = shutil.which("nvidia-smi")
-found = subprocess.run([smi, "-L"], capture_output=True, text=True).stdout.splitlines() if smi else []
-config["gpus"] = int(config.get("gpus", len(found)))
+listed = subprocess.run([smi, "-L"], capture_output=True, text=True).stdout.splitlines() if smi else []
+config["gpus"] = int(config.get("gpus", sum(line.startswith("GPU ") for line in listed)))
 config["pid"] = os.getpid()  # jobs end with it
 
-try:
-    planned = experiments(RECIPES)
-except (ValueError, OSError) as error:
-    raise SystemExit(str(error))
-recipes = {name: Recipe.load(*one) for name, one in planned.items()}
 
 
 def card(dataset):
@@ -44,13 +38,23 @@ def card(dataset):
 
 
 def data_of(recipe):
-    """Names of the data sets that a recipe needs."""
-    return [yaml.safe_load(card(one).read_text("utf-8"))["name"] for one in (recipe.dataset, recipe.test_dataset) if one]
+    """name -> card of the data sets that a recipe needs; ValueError where a card has no name."""
+    found = {}
+    for path in [card(one) for one in (recipe.dataset, recipe.test_dataset) if one]:
+        found[str(read_yaml(path).get("name"))] = path
+        if cards.setdefault(str(read_yaml(path).get("name")), path) != path:
+            raise ValueError(f"{path}: name: also that of {cards[str(read_yaml(path).get('name'))]}")
+    return found
 
 
-cards = {name: card(one) for recipe in recipes.values()
-         for name, one in zip(data_of(recipe), (recipe.dataset, recipe.test_dataset))}
-first = {name: one for one, recipe in reversed(recipes.items()) for name in data_of(recipe)}  # a recipe that uses it
+cards = {}
+try:
+    planned = experiments(RECIPES)
+    recipes = {name: Recipe.load(*one) for name, one in planned.items()}
+    data = {name: data_of(recipe) for name, recipe in recipes.items()}
+except (ValueError, OSError) as error:
+    raise SystemExit(str(error))
+first = {name: one for one, recipe in reversed(recipes.items()) for name in data[one]}  # a recipe that uses it
 
 
 def suffix(seed):
@@ -65,6 +69,15 @@ def parameters(wildcards):
     """What the notebooks 02 to 04 get: the same as `Recipe.load` does."""
     path, changes = planned[wildcards.name]
     return {"recipe": str(path), "changes": {**changes, "seed": seed_of(wildcards), "runs_dir": RUNS}}
+
+
+def data_parameters(wildcards):
+    """What 01 gets: a recipe that uses the data set; one that only tests on it says nothing of how many images."""
+    name = first[wildcards.dataset]
+    path, changes = planned[name]
+    changes = {**changes, "runs_dir": RUNS, "test_dataset": None, "dataset": str(cards[wildcards.dataset])}
+    foreign = card(recipes[name].dataset) != cards[wildcards.dataset]
+    return {"recipe": str(path), "changes": {**changes, **({"split": "test", "limit": None} if foreign else {})}}
 
 
 def recipe_file(wildcards):
@@ -84,7 +97,7 @@ def weights(kind):
 def manifest(wildcards):
     """The data set's YAML, and its CSV: beside it, or in the root of a data set of one's own or of a published one."""
     path = cards[wildcards.dataset]
-    root = yaml.safe_load(path.read_text("utf-8")).get("root")
+    root = read_yaml(path).get("root")
     root = path.parent / root if root else Path("datasets") / wildcards.dataset
     tables = (path.with_suffix(".csv"), root / f"manifest_{wildcards.dataset}.csv", root / "manifest.csv")
     return [path, *[table for table in tables if table.exists()][:1]]
@@ -142,10 +155,7 @@ rule data:
     benchmark:
         RUNS + "/benchmarks/data/{dataset}.tsv"
     params:
-        parameters=lambda wildcards: {
-            "recipe": str(planned[first[wildcards.dataset]][0]),
-            "changes": {**planned[first[wildcards.dataset]][1], "runs_dir": RUNS, "test_dataset": None, "dataset": str(cards[wildcards.dataset])},
-        },
+        parameters=data_parameters,
         cell_timeout=lambda wildcards: recipes[first[wildcards.dataset]].cell_timeout,
     threads: CORES
     script:
@@ -154,13 +164,13 @@ rule data:
 
 rule train:
     input:
-        lambda wildcards: [f"{RUNS}/data/{name}.json" for name in data_of(recipes[wildcards.name])],
+        lambda wildcards: [f"{RUNS}/data/{name}.json" for name in data[wildcards.name]],
         weights("weights_from"),
         recipe_file,
         code=sorted(code_hashes()),
         notebook="notebooks/02_train.ipynb",
     output:
-        RUNS + "/{name}{suffix}/best.safetensors",
+        update(RUNS + "/{name}{suffix}/best.safetensors"),  # 02 itself says whether a finished run is still the recipe's
     log:
         RUNS + "/{name}{suffix}/02_train.ipynb",
     benchmark:
@@ -180,7 +190,7 @@ use rule train as explain with:
         RUNS + "/{name}{suffix}/best.safetensors",
         weights("twin"),
         recipe_file,
-        code=python("lib/evaluation.py", "lib/explain"),
+        code=python("lib/evaluation.py", "lib/measures.py", "lib/explain"),
         notebook="notebooks/03_explain.ipynb",
     wildcard_constraints:
         name=one_of(others),
@@ -233,7 +243,14 @@ use rule train as point with:
 
 onsuccess:
     took = defaultdict(list)
-    for file in sorted(Path(RUNS, "benchmarks").glob("*/*.tsv")):
+    jobs = [*(("data", name) for name in first), ("figures", "all")]
+    for name in recipes:
+        rules = ("train", "point") if name in points else ("train", "explain", "evaluate")
+        seeds = SEEDS if name in others else SEEDS[:1]
+        jobs += [(rule, f"{name}{suffix(seed)}") for seed in seeds for rule in rules]
+    for file in [Path(RUNS, "benchmarks", rule, f"{name}.tsv") for rule, name in jobs]:
+        if not file.exists():  # only a part was asked for
+            continue
         took[file.parent.name].append(float(next(csv.DictReader(file.open(), delimiter="\t"))["s"]))
     with Path(RUNS, "durations.csv").open("w", newline="") as table:
         rows = csv.writer(table)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lib import metrics as m
 from lib.measures import (
+    ON_PERTURBED,
     Values,
     explainer_of,
     faithfulness,
@@ -26,8 +27,9 @@ from lib.measures import (
     sanity_summary,
 )
 from lib.recipe import PROJECT, Measure, Recipe
-from lib.runs import Run, open_split, versions, write_json, write_tensors
+from lib.runs import Run, open_split, versions
 from lib.training import load_or_train
+from lib.writing import write_json, write_tensors
 
 Summary = dict[str, Any]  # {"value", "low", "high", "used", "undefined"}, each a number or one per point of a curve
 
@@ -96,11 +98,8 @@ def correctness(run: Run) -> Values:
 def explanation_summary(run: Run, values: Values, batch: dict[str, Any]) -> Summary:
     """Means with intervals; of the perturbation metrics over the images that were perturbed."""
     chosen, found = perturbed(run, batch), {}
-    rest = torch.ones(len(batch["label"]), dtype=torch.bool)
-    rest[chosen] = False
     for key, rows in values.items():
-        part = bool(rows[rest].isnan().all()) and not rows[chosen].isnan().all()
-        kept = chosen if part else torch.arange(len(rows))
+        kept = chosen if key.removeprefix("common_") in ON_PERTURBED else torch.arange(len(rows))
         found[key] = interval(rows[kept], [batch["patient"][i] for i in kept], run.recipe.resamples)
     return found
 
@@ -129,8 +128,7 @@ def evaluate_run(run: Run) -> Summary:
     for group in run.recipe.measure:
         for method, found in measured(run, maps, batch, group).items():
             values[method] |= found
-    if run.recipe.aopc_grid and run.recipe.seed == 0:
-        perturbation_grids(run, maps, batch)
+    perturbation_grids(run, maps, batch)
     sanity = sanity_summary(run, batch) if run.recipe.sanity_count else {}
     return write_metrics(run, classification_summary(run), values, batch, sanity=sanity)
 

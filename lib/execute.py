@@ -3,6 +3,7 @@
 The Snakefile calls this file as a script, so that no name of a recipe, a card or a file passes through a shell.
 """
 
+import getpass
 import logging
 import os
 import sys
@@ -16,7 +17,7 @@ import nbformat
 import papermill
 import psutil
 from filelock import FileLock, Timeout
-from nbclient.exceptions import CellTimeoutError, DeadKernelError
+from nbclient.exceptions import CellTimeoutError
 
 ATTEMPTS = 2
 
@@ -36,22 +37,20 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict[str, Any]
                 execution_timeout=cell_timeout,
             )  # fmt: skip
             return
-        except (CellTimeoutError, DeadKernelError) as error:
+        except (CellTimeoutError, RuntimeError) as error:  # what jupyter_client raises of kernels that do not start
             hung = isinstance(error, CellTimeoutError)
-            what = f"took longer than cell_timeout, {cell_timeout} s" if hung else "lost its kernel"
-            said = f"{Path(notebook).name}, cell {last_started(output)}, recipe {recipe}: {what}"
+            what = f"took longer than cell_timeout, {cell_timeout} s" if hung else f"lost its kernel ({error})"
+            said = f"{Path(notebook).name}, {last_started(output)}, recipe {recipe}: {what}"
             print(f"{said} (attempt {attempt} of {ATTEMPTS})", file=sys.stderr, flush=True)
     raise RuntimeError(f"{said}, {ATTEMPTS} times; the notebook as far as it came: {output}")
 
 
-def last_started(output: str | Path) -> int:
-    """Number, from 1 on, of the last cell of an executed notebook that was begun."""
-    cells = [
-        c for c in nbformat.read(output, as_version=4).cells if "injected-parameters" not in c.metadata.get("tags", [])
-    ]
-    return max(
-        (i for i, cell in enumerate(cells, 1) if cell.metadata.get("papermill", {}).get("start_time")), default=1
-    )
+def last_started(output: str | Path) -> str:
+    """The cell of an executed notebook that was begun last, counted from 1 on."""
+    cells = nbformat.read(output, as_version=4).cells if Path(output).is_file() else []
+    cells = [cell for cell in cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    begun = [i for i, cell in enumerate(cells, 1) if cell.metadata.get("papermill", {}).get("start_time")]
+    return f"cell {begun[-1]}" if begun else "its start"
 
 
 def take_gpu(count: int) -> FileLock | None:
@@ -63,7 +62,7 @@ def take_gpu(count: int) -> FileLock | None:
     names = [name for name in given.split(",") if name] if given is not None else [str(i) for i in range(count)]
     while names:
         for name in names:
-            lock = FileLock(Path(tempfile.gettempdir()) / f"in-model-gpu-{name}.lock")
+            lock = FileLock(Path(tempfile.gettempdir()) / f"in-model-{getpass.getuser()}-gpu-{name}.lock")
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -92,7 +91,8 @@ def main(job: Any) -> None:
     try:
         execute(job.input.notebook, job.log[0], job.params.parameters, job.params.cell_timeout)
     except papermill.PapermillExecutionError as error:
-        sys.exit(f"{job.log[0]}: cell {error.exec_count}: {error.ename}: {error.evalue}")
+        where = f"{Path(job.input.notebook).name}, {last_started(job.log[0])}, recipe {job.wildcards.get('name', '')}"
+        sys.exit(f"{where}: {error.ename}: {error.evalue}; the notebook: {job.log[0]}")
     except RuntimeError as error:
         sys.exit(str(error))
     finally:

@@ -6,33 +6,69 @@ from typing import Any
 from lib.reading import read_yaml
 from lib.recipe import PROJECT, Recipe
 
+DEMO = PROJECT / "notebooks/recipes/demo.yaml"  # that of the notebooks alone
+
 
 def experiments(folder: str | Path) -> dict[str, tuple[Path, dict[str, Any]]]:
     """name -> (YAML, changes over it) of every recipe of a folder and of every point of its sweeps/*.yaml.
 
     A sweep names its `base` recipe, a `parameter`, its `values`, and what else is `set` at every point; the points are
-    called SWEEP-VALUE. ValueError naming the file where a recipe is not valid, not called as its file, or names a twin
-    or a run to take weights from that is not among them.
+    called SWEEP-VALUE, and one that is trained as another takes its weights. Paths are from the project's root where
+    they lie in it. ValueError naming the file where a recipe or a point is not valid, is not called as its file or as
+    another is, or names a twin or a run to take weights from that is not among them or cannot be it.
     """
     folder = PROJECT / folder
-    recipes = [path for path in sorted(folder.glob("*.yaml")) if path.stem != "demo"]  # that of the notebooks alone
-    found: dict[str, tuple[Path, dict[str, Any]]] = {path.stem: (path, {}) for path in recipes}
+    found: dict[str, tuple[Path, dict[str, Any]]] = {
+        path.stem: (within(path), {}) for path in sorted(folder.glob("*.yaml")) if path != DEMO
+    }
+    recipes = {name: Recipe.load(path) for name, (path, _) in found.items()}
     for path in sorted(folder.glob("sweeps/*.yaml")):
-        sweep = read_yaml(path)
-        if not {"base", "parameter", "values"} <= set(sweep) <= {"base", "parameter", "values", "set"}:
-            raise ValueError(f"{path}: expected base, parameter, values and, if need be, set, got {', '.join(sweep)}")
-        if sweep["base"] not in found:
-            raise ValueError(f"{path}: base: expected a recipe of {folder}, got {sweep['base']!r}")
-        for value in sweep["values"]:
-            name = f"{path.stem}-{value:g}"
-            point = {"name": name, sweep["parameter"]: value}
-            point["sweep"] = {"name": path.stem, "parameter": sweep["parameter"]}
-            found[name] = (found[sweep["base"]][0], {**sweep.get("set", {}), **point})
-    for name, (path, changes) in found.items():
-        recipe = Recipe.load(path, changes)
+        for name, point in points(path).items():
+            base = point.pop("base")
+            if base not in found or found[base][1]:
+                raise ValueError(f"{path}: base: expected a recipe of {folder}, got {base!r}")
+            if name in found:
+                raise ValueError(f"{path}: {name} is the name of another recipe, {found[name][0]}")
+            found[name] = (found[base][0], point)
+            try:
+                recipe = Recipe.load(*found[name])
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+            same = [other for other, known in recipes.items() if known.training == recipe.training]
+            point |= {"weights_from": same[0]} if same else {}
+            recipes[name] = Recipe.load(*found[name])
+    for name, recipe in recipes.items():
+        path = found[name][0]
         if recipe.name != name:
             raise ValueError(f"{path}: name: expected {name!r} as the file is called, got {recipe.name!r}")
         for key in ("twin", "weights_from"):
             if (other := getattr(recipe, key)) and other not in found:
                 raise ValueError(f"{path}: {key}: no recipe {other!r} in {folder}")
+        try:
+            if recipe.twin and recipe.method != "blackbox":
+                recipe.check_twin(recipes[recipe.twin])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        source = recipes[recipe.weights_from] if recipe.weights_from else recipe
+        if differ := [key for key, value in recipe.training.items() if value != source.training[key]]:
+            raise ValueError(f"{path}: weights_from: {source.name} is trained with another {', '.join(differ)}")
     return found
+
+
+def within(path: Path) -> Path:
+    """From the project's root where it lies in it: the same wherever the project is."""
+    return path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path
+
+
+def points(path: Path) -> dict[str, dict[str, Any]]:
+    """name -> what a point of a sweep's YAML changes, and its `base`."""
+    sweep = read_yaml(path)
+    if not {"base", "parameter", "values"} <= set(sweep) <= {"base", "parameter", "values", "set"}:
+        raise ValueError(f"{path}: expected base, parameter, values and, if need be, set, got {', '.join(sweep)}")
+    values, parameter = sweep["values"], sweep["parameter"]
+    if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
+        raise ValueError(f"{path}: values: expected a list of numbers, got {values!r}")
+    if not isinstance(sweep.get("set") or {}, dict):
+        raise ValueError(f"{path}: set: expected lines `name: value`, got {sweep['set']!r}")
+    point = {"base": sweep["base"], **(sweep.get("set") or {}), "sweep": {"name": path.stem, "parameter": parameter}}
+    return {f"{path.stem}-{value:g}": {**point, "name": f"{path.stem}-{value:g}", parameter: value} for value in values}

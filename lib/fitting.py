@@ -20,8 +20,9 @@ from tqdm.auto import tqdm
 from lib.models.weights import intact, read_checkpoint
 from lib.objective import PhaseModule
 from lib.recipe import Phase
-from lib.runs import Run, write_tensors, write_whole
+from lib.runs import Run
 from lib.selection import monitor
+from lib.writing import write_tensors, write_whole
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 for _message in (

@@ -34,11 +34,10 @@ def identity(recipe: Recipe) -> dict[str, Any]:
 
     rows, card = prepare(recipe.dataset, limit=recipe.limit), load_description(recipe.dataset)
     reading = repr((card.classes, card.channels, card.mean, card.std))
-    start = Path(recipe.weights) if recipe.weights else None
     return {
         "data": manifest_hash(rows[rows["split"] != "test"]),
         "card": digest(reading.encode()),
-        "start": digest(start.read_bytes()) if start and start.is_file() else None,
+        "start": digest(recipe.weights_file.read_bytes()) if recipe.weights_file else None,
         "code": code_hashes(),
     }
 

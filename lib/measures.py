@@ -13,11 +13,17 @@ from lib.data import load_description
 from lib.explain import METHODS, explain
 from lib.metrics.perturbation import Predict, tile_count
 from lib.plots import MAIN
-from lib.runs import Run, write_tensors
+from lib.runs import Run
 from lib.training import blackbox_twin
+from lib.writing import write_tensors
 
 Values = dict[str, Tensor]  # metric -> (n,) or, for curves, (n, L): one row per image
 Batch = dict[str, Any]  # as `Run.images` gives it
+ON_PERTURBED = {  # metrics that are measured on the images of `perturbed` alone
+    "perturbation_curve", "aopc", "deletion_curve", "deletion_area", "road", "lerf_curve", "aopc_lerf",
+    "insertion_curve", "insertion_area", "sufficiency", "faithfulness_correlation", "stability", "flip_equivariance",
+    "completeness",
+}  # fmt: skip
 ROAD_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 POMPOM_EPS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.05, 0.1, 0.2, 0.5)
 
@@ -32,8 +38,10 @@ def explainer_of(run: Run, method: str, labels: Tensor) -> Callable[[Tensor], Te
 
 
 def patch_of(run: Run) -> int:
-    """Side in pixels of the localisation patches: the recipe's, else that of the data set evaluated on."""
-    return run.recipe.patch or load_description(run.recipe.test_dataset or run.recipe.dataset).patch
+    """Side in pixels of the localisation patches: the recipe's, else that of the data set evaluated on, which is in
+    pixels of its files, scaled as the recipe scales them."""
+    card, size = load_description(run.recipe.test_dataset or run.recipe.dataset), run.recipe.image_size
+    return run.recipe.patch or max(1, round(card.patch * size / min(card.image_size)) if size else card.patch)
 
 
 def localisation(run: Run, maps: Tensor, batch: dict[str, Any], method: str) -> Values:
@@ -47,9 +55,10 @@ def localisation(run: Run, maps: Tensor, batch: dict[str, Any], method: str) -> 
         hits = m.topk_hits(maps, masks, k, patch, stride=stride)
         return hits.nan_to_num(0).cumsum(1) / hits.isfinite().cumsum(1)
 
+    side_by_side = precision()
     found = {
-        "topk_precision": precision(),
-        "topk_precision_true_positives": precision().where(batch["correct"][:, None], torch.nan),
+        "topk_precision": side_by_side,
+        "topk_precision_true_positives": side_by_side.where(batch["correct"][:, None], torch.nan),
         "topk_precision_overlapping": precision(max(1, patch // 2)),
         "activation_precision": m.activation_precision(maps, masks),
         "activation_sensitivity": m.activation_sensitivity(maps, masks),
@@ -180,8 +189,11 @@ def completeness(run: Run, method: str, maps: Tensor, batch: dict[str, Any]) -> 
 def perturbation_grids(run: Run, maps: dict[str, Tensor], batch: dict[str, Any], count: int = 6) -> dict[str, Values]:
     """method -> 'tile perturbation' -> mean curve (steps + 1,) of the first `count` perturbed images; kept on disk.
 
-    Of the methods that are drawn: the main ones, and in-model ones.
+    Of the methods that are drawn: the main ones, and in-model ones. Nothing where the recipe does not ask for it.
     """
+    if not run.recipe.aopc_grid or run.recipe.seed:
+        (run.dir / "grid.safetensors").unlink(missing_ok=True)
+        return {}
     chosen = perturbed(run, batch)[:count]
     given = batch["image"][chosen], batch["label"][chosen]
     grids = {}
@@ -192,7 +204,8 @@ def perturbation_grids(run: Run, maps: dict[str, Tensor], batch: dict[str, Any],
         )
         grids[method] = {f"{tile} {kind}": curve.nanmean(0) for (tile, kind), curve in found.items()}
     kept = {f"{method}/{cell}": curve for method, found in grids.items() for cell, curve in found.items()}
-    write_tensors(run.dir / "grid.safetensors", kept)
+    with run.writing():
+        write_tensors(run.dir / "grid.safetensors", kept)
     return grids
 
 
@@ -204,7 +217,8 @@ def sanity_summary(run: Run, batch: Batch) -> dict[str, Any]:
     for method in run.maps:
         options = {"steps": run.recipe.ig_steps} if method == "integrated_gradients" else {}
         made = partial(explain, method, images=images, targets=labels, **options)
-        found = {mode: sanity.parameter_randomisation(made, run.model, mode) for mode in sanity.MODES}
+        seed = run.recipe.stream("sanity")
+        found = {mode: sanity.parameter_randomisation(made, run.model, mode, seed=seed) for mode in sanity.MODES}
         checked[method] = {
             mode: {layer: {key: float(v.nanmean()) for key, v in scores.items()} for layer, scores in by.items()}
             for mode, by in found.items()

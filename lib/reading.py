@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
+
+from lib.choices import NAMED
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -33,3 +36,20 @@ def stored_run(folder: Path) -> dict[str, Any]:
         return found if isinstance(found["recipe"], dict) else found["recipe"]["a dict"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: expected JSON with a recipe, got {error!r}; train again with 02_train") from None
+
+
+def said(error: ValidationError, known: list[str]) -> str:
+    """What is wrong with the values of a recipe, in one line: each parameter, what was expected, what came."""
+    problems = []
+    for e in error.errors():
+        parameter = str(e["loc"][0]) if e["loc"] else ""
+        if e["type"] == "extra_forbidden" and len(e["loc"]) == 1:
+            problems.append(f"unknown parameter {parameter!r}; known: {', '.join(known)}")
+        elif not parameter:
+            problems.append(e["msg"].removeprefix("Value error, "))
+        else:
+            number = "number" in e["msg"] and isinstance(e["input"], str) and "e" in e["input"]
+            hint = " (in YAML write 3.0e-3, not 3e-3)" if number else ""
+            what = f"expected {NAMED}" if e["type"] == "string_pattern_mismatch" else e["msg"]
+            problems.append(f"{parameter}: {what}, got {e['input']!r}{hint}")
+    return "; ".join(dict.fromkeys(problems))

@@ -12,33 +12,22 @@ from typing import Any, Literal, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from lib.reading import read_yaml, stored_run
+from lib.choices import (
+    EXPLAINED,
+    NAME,
+    NOT_TRAINED,
+    PHASED,
+    PHASES,
+    USUAL_METHODS,
+    Checkpoint,
+    Measure,
+    Optimizer,
+    Sampling,
+    Schedule,
+)
+from lib.reading import read_yaml, said, stored_run
 
 PROJECT = Path(__file__).resolve().parents[1]
-PHASES = {"explainer_classifier": ("classifier", "explainer", "joint")}  # all other methods have one phase
-USUAL_METHODS = {
-    "blackbox": (
-        "tte_cam", "gradcam", "smooth_gradcam", "gradcam_pp", "layercam", "scorecam", "saliency", "input_x_gradient",
-        "integrated_gradients", "smoothgrad", "deconvolution", "guided_backprop", "guided_gradcam", "lrp", "occlusion",
-        "random", "centre_gaussian", "edge_map",
-    ),
-    "softcam": ("evidence", "evidence_difference", "random"),
-    "explainer_classifier": ("explainer", "integrated_gradients", "guided_backprop", "random"),
-}  # fmt: skip
-Optimizer = Literal["sgd", "adam", "adamw", "adadelta"]
-Schedule = Literal["none", "plateau", "cosine", "clipped_cosine", "onecycle", "multistep", "exponential"]
-Sampling = Literal["instance", "class_balanced", "progressive", "progressive_reversed"]
-Checkpoint = Literal["loss", "accuracy", "auc", "sensitivity", "specificity", "precision", "kappa"]
-NAMED = "a letter or digit, then letters, digits, spaces or one of _.,()[]'+=@&!-, no space or full stop at the end"
-Measure = Literal["localisation", "faithfulness", "properties"]
-NAME = r"^[^\W_](?:[\w .,()\[\]'+=@&!-]*[\w()\[\]'+=@&!-])?$"  # a folder's, on every system
-PHASED = {"alpha": [1.0, 0.5, 0.6], "lr_explainer": [0.0, 0.02, 0.03], "optimizer": ["adamw", "sgd", "sgd"]}
-NOT_TRAINED = {  # parameters that the weights do not depend on: where they are kept, on what and how they are evaluated
-    "name", "runs_dir", "twin", "weights_from", "sweep", "device", "num_workers", "split", "test_dataset",
-    "explain_methods", "explain_count", "measure", "ig_steps", "topk", "patch", "faithfulness_count", "aopc_tile",
-    "aopc_steps", "aopc_grid", "perturbation", "deletion_steps", "deletion_fill", "sanity_count", "resamples",
-    "cell_timeout",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,9 +62,9 @@ class Recipe(BaseModel):
     name: str = Field("demo", pattern=NAME, description="run folder: runs_dir/name")
     seed: int = Field(0, ge=0, lt=2**32, description="of every random stream: see `stream`")
     runs_dir: str = Field("runs", description="folder of all runs, from the project's root")
-    twin: str | None = Field(None, description="name of the black-box run to compare with; none: name-blackbox")
+    twin: str | None = Field(None, pattern=NAME, description="name of the black-box run to compare with")
     weights_from: str | None = Field(
-        None, description="name of the run whose weights are taken, trained with the same parameters; none: train"
+        None, pattern=NAME, description="name of the run whose weights are taken; none: train"
     )
     sweep: Sweep | None = Field(None, description="of a point of a sweep: which, and over which parameter")
 
@@ -169,6 +158,12 @@ class Recipe(BaseModel):
         return {**(PHASED if values.get("method") == "explainer_classifier" else {}), **values, **changes}
 
     @model_validator(mode="after")
+    def _sweep_is_over_a_number(self) -> "Recipe":
+        if self.sweep and not isinstance(getattr(self, self.sweep.parameter, None), int | float):
+            raise ValueError(f"sweep: parameter: expected one that is a number, got {self.sweep.parameter!r}")
+        return self
+
+    @model_validator(mode="after")
     def _methods_are_registered(self) -> "Recipe":
         if unknown := set(self.explain_methods or ()).difference(*USUAL_METHODS.values()):
             from lib.explain import METHODS  # takes seconds, so only where it is needed
@@ -233,6 +228,11 @@ class Recipe(BaseModel):
         return self.explain_methods or list(USUAL_METHODS[self.method])
 
     @property
+    def weights_file(self) -> Path | None:
+        """The file of `weights`, a path from the project's root; None where that names no file."""
+        return path if self.weights and (path := PROJECT / self.weights).is_file() else None
+
+    @property
     def training(self) -> dict[str, Any]:
         """The parameters that the weights depend on."""
         return self.model_dump(exclude=NOT_TRAINED)
@@ -243,15 +243,24 @@ class Recipe(BaseModel):
         return int(np.random.SeedSequence(self.seed, spawn_key=key).generate_state(1)[0])
 
     def blackbox_twin(self) -> "Recipe":
-        """The black box of the same architecture, data and seed, with which this recipe's model is compared."""
+        """The black box of this recipe's settings, called as its twin: what it is compared with where none is named."""
         if self.method == "blackbox":
             return self
         first = self.phases[0]
+        phase = {key: getattr(first, key) for key in Phase.__annotations__ if key != "name"}
+        usual = {key: type(self).model_fields[key].default for key in EXPLAINED}
         return self.replace(
-            name=self.twin or f"{self.name}-blackbox", method="blackbox", twin=None, l1=0.0, l2=0.0, hybrid=False,
+            **phase, **usual, name=self.twin or f"{self.name}-blackbox", method="blackbox", twin=None,
             weights_from=None, sweep=None, explain_methods=None,
-            **{key: getattr(first, key) for key in Phase.__annotations__ if key != "name"},
         )  # fmt: skip
+
+    def check_twin(self, twin: "Recipe") -> None:
+        """ValueError where `twin` cannot be this recipe's: the recipe itself, no black box, or one of other images."""
+        if twin.run_dir == self.run_dir:
+            raise ValueError(f"twin: expected the name of a black-box run, got {self.twin!r}, the recipe's own")
+        for key, expected in {"method": "blackbox", "dataset": self.dataset, "image_size": self.image_size}.items():
+            if (found := getattr(twin, key)) != expected:
+                raise ValueError(f"twin: {twin.run_dir.name}: expected a run with {key} {expected!r}, got {found!r}")
 
     def replace(self, **changes: Any) -> "Recipe":
         return checked({**self.model_dump(), **changes}, source="recipe")
@@ -275,7 +284,10 @@ class Recipe(BaseModel):
             values, source = read_yaml(path), path
         if not isinstance(changes or {}, dict):
             raise ValueError(f"changes: expected a dict of parameters, got {changes!r}")
-        return checked({**values, **(changes or {})}, f"{source.name} with changes" if changes else source.name)
+        changes = changes or {}
+        if changes.get("method", values.get("method")) != values.get("method"):  # the rest is another's
+            values = {key: value for key, value in values.items() if key not in PHASED}
+        return checked({**values, **changes}, f"{source.name} with changes" if changes else source.name)
 
 
 def checked(values: dict[str, Any], source: str | Path) -> Recipe:
@@ -283,16 +295,4 @@ def checked(values: dict[str, Any], source: str | Path) -> Recipe:
     try:
         return Recipe(**values)
     except ValidationError as error:
-        problems = []
-        for e in error.errors():
-            parameter = str(e["loc"][0]) if e["loc"] else ""
-            if e["type"] == "extra_forbidden" and len(e["loc"]) == 1:
-                problems.append(f"unknown parameter {parameter!r}; known: {', '.join(sorted(Recipe.model_fields))}")
-            elif not parameter:
-                problems.append(e["msg"].removeprefix("Value error, "))
-            else:
-                number = "number" in e["msg"] and isinstance(e["input"], str) and "e" in e["input"]
-                hint = " (in YAML write 3.0e-3, not 3e-3)" if number else ""
-                said = f"expected {NAMED}" if e["type"] == "string_pattern_mismatch" else e["msg"]
-                problems.append(f"{parameter}: {said}, got {e['input']!r}{hint}")
-        raise ValueError(f"{source}: " + "; ".join(dict.fromkeys(problems))) from None
+        raise ValueError(f"{source}: {said(error, sorted(Recipe.model_fields))}") from None

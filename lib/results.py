@@ -20,7 +20,8 @@ from lib.explain import METHODS
 from lib.metrics import bootstrap_ci
 from lib.plots import MAIN, VARIANTS
 from lib.recipe import PROJECT
-from lib.runs import Run, plain, write_whole
+from lib.runs import Run
+from lib.writing import plain, write_text, write_whole
 
 ORDER = ("shapes", "digits", "chest", "fundus")
 Shown = dict[str, Any]  # {"value", "low", "high", "used"} of a number or of a curve
@@ -188,7 +189,8 @@ def data_of(run: Run) -> Description:
 
 def measured_on(run: Run) -> str:
     """Its name, and 'validation' where it was on those images."""
-    return data_of(run).name if run.recipe.split == "test" else f"{data_of(run).name} (validation)"
+    tested = run.recipe.test_dataset or run.recipe.split == "test"
+    return data_of(run).name if tested else f"{data_of(run).name} (validation)"
 
 
 def pooled(found: Sequence[Shown]) -> Shown | None:
@@ -250,7 +252,7 @@ def markdown(frame: pd.DataFrame) -> str:
 
 def write_table(path: Path, frame: pd.DataFrame) -> None:
     """A frame as PATH.md and, with all digits, as PATH.csv."""
-    write_whole(path.with_suffix(".md"), lambda p: p.write_text(markdown(frame), "utf-8", newline="\n"))
+    write_text(path.with_suffix(".md"), markdown(frame))
     write_whole(path.with_suffix(".csv"), lambda p: frame.to_csv(p, index=False, lineterminator="\n"))
 
 

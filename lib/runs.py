@@ -10,12 +10,10 @@ metrics.json              what 04_evaluate measured; values.safetensors: the sam
 checkpoints               of an unfinished training; .lock is held by the process that writes
 """
 
+import hashlib
 import json
-import math
-import os
 import platform
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
@@ -26,7 +24,6 @@ from typing import Any
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
@@ -35,43 +32,9 @@ from lib.data import ImageDataset, augmentation, load_description, manifest_hash
 from lib.models import blackbox, explainer_classifier, softcam
 from lib.models.weights import read_checkpoint
 from lib.recipe import PROJECT, Recipe
+from lib.writing import write_json, write_tensors
 
 CACHED = 2**31  # bytes: larger splits are decoded from their files each time
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` on a temporary name beside `path`, then renames: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(Path(temporary))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """`content` as JSON; tensors become lists, and what is not finite becomes null."""
-    text = json.dumps(plain(content), indent=1, allow_nan=False) + "\n"
-    write_whole(path, lambda p: p.write_text(text, "utf-8", newline="\n"))
-
-
-def plain(value: Any) -> Any:
-    """Nested dicts and lists of JSON's own types; NaN and infinity become None."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, Tensor):
-        return plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    write_whole(path, lambda p: save_file(tensors, p))
 
 
 def versions() -> dict[str, str]:
@@ -91,7 +54,8 @@ def pick_device(device: str) -> torch.device:
 def build_model(recipe: Recipe) -> nn.Module:
     """The untrained model of a recipe, its convolutions laid out channels last (faster, and the same function)."""
     description = load_description(recipe.dataset)
-    common = {"weights": recipe.weights, "in_channels": description.channels, "width": recipe.width}
+    weights = str(recipe.weights_file or "") or recipe.weights
+    common = {"weights": weights, "in_channels": description.channels, "width": recipe.width}
     classes = len(description.classes)
     if recipe.method == "blackbox":
         model = blackbox(recipe.architecture, classes, **common)
@@ -198,7 +162,9 @@ class Run:
 
     @property
     def history(self) -> pd.DataFrame:
-        return pd.read_csv(self.dir / "history.csv")
+        """A row for each epoch of each phase; none of weights from elsewhere."""
+        path = self.dir / "history.csv"
+        return pd.read_csv(path) if path.is_file() else pd.DataFrame({"phase": [], "epoch": []})
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -223,7 +189,9 @@ class Run:
 
     @property
     def evolution(self) -> dict[str, Tensor]:
-        return read_checkpoint(self.dir / "evolution.safetensors")
+        """`images`, and PHASE/EPOCH -> their explanations; empty where none were kept."""
+        path = self.dir / "evolution.safetensors"
+        return read_checkpoint(path) if path.is_file() else {}
 
     def inputs(self, images: Tensor) -> Tensor:
         """Images in [0, 1] -> what the model takes: normalised, on the run's device."""
@@ -267,16 +235,23 @@ class Run:
         if foreign := sorted(set(batch["id"]) - set(frame.index)):
             raise ValueError(f"{self.dir.name}: maps of images that are not evaluated, such as {foreign[0]}")
         said = {"ids": batch["id"], "targets": batch["label"].tolist(), "rows": row_hashes(frame.loc[batch["id"]])}
+        said["made_with"] = self.made_with()
         with self.writing():
             (self.dir / "maps.json").unlink(missing_ok=True)  # never beside maps that it does not describe
             write_tensors(self.dir / "maps.safetensors", maps)
             write_json(self.dir / "maps.json", {"schema": 2, **said, **versions()})
 
+    def made_with(self) -> dict[str, Any]:
+        """What maps depend on, besides their images."""
+        recipe, weights = self.recipe, hashlib.sha256((self.dir / "best.safetensors").read_bytes()).hexdigest()
+        asked = {"methods": recipe.methods, "explain_count": recipe.explain_count, "ig_steps": recipe.ig_steps}
+        return {**asked, "weights": weights[:16]}
+
     def explained(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The maps and, as `images` gives them, the images that they belong to.
 
-        ValueError where the evaluated images are others than those that the maps were made of: by name, label, pixels,
-        mask or boxes."""
+        ValueError where the methods, their options or the weights are others than those that the maps were made with,
+        or the evaluated images than those that they were made of: by name, label, pixels, mask or boxes."""
         maps, path = self.maps, self.dir / "maps.json"
         batch = self.images(len(next(iter(maps.values()))))
         rows = row_hashes(open_split(self.recipe, "evaluated", count=len(batch["id"])).frame)
@@ -284,8 +259,12 @@ class Run:
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
             then = list(zip(stored["ids"], stored["targets"], stored["rows"], strict=True))
+            made = dict(stored["made_with"])
         except (OSError, ValueError, KeyError, TypeError):
             raise ValueError(f"{path}: does not say which images the maps are of; make them with 03_explain") from None
+        now_with = self.made_with()
+        if asked := [f"{key} {old} and not {new}" for key, new in now_with.items() if (old := made.get(key)) != new]:
+            raise ValueError(f"{self.dir.name}: maps made with {', '.join(asked)}; make them again with 03_explain")
         if differ := [(a or b)[0] for a, b in zip_longest(now, then) if a != b]:
             said = f"{len(differ)} of {len(then)} differ, the first {differ[0]}; make them again with 03_explain"
             raise ValueError(f"{self.dir.name}: maps of other images: {said}")

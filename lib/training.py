@@ -4,6 +4,7 @@ Each phase starts from the best state of the one before: that of the lowest vali
 `checkpoint` says otherwise. What a phase minimises is in lib.objective, how in lib.fitting.
 """
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,9 @@ from lib.models import load_reference_checkpoint
 from lib.models.weights import intact, read_checkpoint
 from lib.optimisation import check_classes, class_weights, make_sampler
 from lib.reading import stored_run
-from lib.recipe import Recipe
-from lib.runs import Run, build_model, open_split, plain, versions, write_json, write_tensors
-
-EXPLAINED = {  # training parameters that do not concern a black box
-    "output_stride", "explainer_channels", "init_bias", "l1", "l2", "hybrid", "beta", "gamma", "alpha", "lr_explainer",
-    "evolution_count",
-}  # fmt: skip
+from lib.recipe import EXPLAINED, Recipe
+from lib.runs import Run, build_model, open_split, versions
+from lib.writing import plain, write_json, write_tensors
 
 
 def check_folder(folder: Path) -> None:
@@ -40,6 +37,14 @@ def clear(folder: Path) -> None:
     for name in ("best.safetensors", "checkpoints", "tensorboard", *files):
         for path in folder.glob(name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def adopted(folder: Path) -> str | None:
+    """The checkpoint from elsewhere that a folder's weights are, or were; None of a run that was trained here."""
+    try:
+        return stored_run(folder).get("adopted")
+    except (OSError, ValueError):
+        return None
 
 
 def describe(run: Run, **more: Any) -> None:
@@ -85,7 +90,12 @@ def train(recipe: Recipe, again: bool = False) -> Run:
         if stored["recipe"] != plain(recipe.model_dump()):
             with run.writing():
                 describe(run, **stored)
+        os.utime(run.dir / "best.safetensors")  # as new as what it was checked against
         return run
+    if not again and (source := adopted(run.dir)):
+        changed = "; ".join(differences(recipe, run.dir, now).values()) or "its weights are damaged"
+        said = f"{run.dir.name}: holds a checkpoint from elsewhere, {source}: {changed}"
+        raise ValueError(f"{said}; give the recipe another name, or train(recipe, again=True) in its place")
     if recipe.weights_from:
         return take_weights(run, now)
     data = {split: open_split(recipe, split) for split in ("train", "val")}
@@ -177,21 +187,18 @@ def stored_twin(recipe: Recipe) -> Recipe:
     FileNotFoundError where that is not trained; ValueError where it cannot be one, being the run itself, no black box,
     or a black box of other images.
     """
-    folder = recipe.blackbox_twin().run_dir
-    if folder == recipe.run_dir:
-        raise ValueError(f"twin: expected the name of a black-box run, got {recipe.twin!r}, the recipe's own")
-    twin = Run.load(folder).recipe
-    for key, expected in {"method": "blackbox", "dataset": recipe.dataset, "image_size": recipe.image_size}.items():
-        if (found := getattr(twin, key)) != expected:
-            raise ValueError(f"twin: {folder.name}: expected a run with {key} {expected!r}, got {found!r}")
+    twin = Run.load(recipe.blackbox_twin().run_dir).recipe
+    recipe.check_twin(twin)
     return twin
 
 
 def blackbox_twin(recipe: Recipe) -> Run:
     """The black-box run that a recipe names as its twin (see `stored_twin`), evaluated on the recipe's own images;
-    without a name, one of the recipe's settings, trained if missing."""
-    if recipe.method == "blackbox" or not recipe.twin:
-        return load_or_train(recipe.blackbox_twin())
+    without a name, one of the recipe's settings, trained where there is none yet."""
+    if recipe.method == "blackbox":
+        return load_or_train(recipe)
+    if not recipe.twin:
+        return train(recipe.blackbox_twin())
     run = load_or_train(stored_twin(recipe))
     run.recipe = run.recipe.replace(split=recipe.split, test_dataset=recipe.test_dataset, limit=recipe.limit)
     return run

@@ -18,7 +18,7 @@ from lib.figures.methods import consistency, mean_ranks
 from lib.figures.numbers import Number
 from lib.plots import series_label
 from lib.results import Results
-from lib.runs import write_tensors
+from lib.writing import write_tensors
 
 matplotlib.use("agg")
 N = 30

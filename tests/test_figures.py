@@ -13,7 +13,8 @@ from lib import figures, plots
 from lib.evaluation import evaluate_run, explain_and_keep
 from lib.figures import explainer, overview
 from lib.results import Results, data_hash, deviations, markdown, table
-from lib.runs import Run, write_json, write_tensors
+from lib.runs import Run
+from lib.writing import write_json, write_tensors
 
 matplotlib.use("agg")
 

@@ -21,8 +21,9 @@ from tiny_recipes import PHASES
 
 from lib import fitting, identity
 from lib.recipe import Recipe
-from lib.runs import Run, write_tensors
+from lib.runs import Run
 from lib.training import adopt_checkpoint, blackbox_twin, load_or_train, train, twin_differences
+from lib.writing import write_tensors
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +59,13 @@ def test_a_finished_run_of_the_same_identity_is_kept(folder, capsys):
     recipe = own_recipe(folder)
     kept = (recipe.run_dir / "best.safetensors").stat()
     run = train(recipe.replace(topk=3, device="cpu"))
-    assert (run.dir / "best.safetensors").stat() == kept
+    found = (run.dir / "best.safetensors").stat()
+    assert found.st_ino == kept.st_ino
+    assert found.st_mtime_ns > kept.st_mtime_ns  # as new as what it was checked against
     assert Recipe.load(run.dir).topk == 3  # what 03_explain finds in the folder
     assert load_or_train(recipe).recipe == recipe
     again = train(recipe, again=True)
-    assert (again.dir / "best.safetensors").stat() != kept
+    assert (again.dir / "best.safetensors").stat().st_ino != kept.st_ino
     assert "anew" not in capsys.readouterr().out
 
 
@@ -172,6 +175,23 @@ def test_maps_belong_to_their_images(folder):
         run.explained()
 
 
+def test_maps_made_otherwise_are_refused(folder):
+    run = Run.load(own_recipe(folder).run_dir)
+    run.write_maps({"random": torch.rand(2, 32, 32)}, run.images(2))
+    assert list(run.explained()[0]) == ["random"]
+    for changes, said in (
+        ({"ig_steps": 64}, "ig_steps 16 and not 64"),
+        ({"explain_count": 7}, r"explain_count \d+ and not 7"),
+        ({"explain_methods": ["gradcam"]}, r"methods \[.*\] and not \['gradcam'\]"),
+    ):
+        with pytest.raises(ValueError, match=f"own: maps made with {said}; make them again with 03_explain"):
+            Run(run.dir, run.recipe.replace(**changes)).explained()
+    other = {name: values + 1 for name, values in run.model.state_dict().items()}
+    write_tensors(run.dir / "best.safetensors", other)
+    with pytest.raises(ValueError, match=r"own: maps made with weights .* and not "):
+        run.explained()
+
+
 def test_maps_of_changed_images_are_refused(folder):
     run = load_or_train(own_recipe(folder))
     run.write_maps({"evidence": torch.rand(6, 32, 32)}, run.images())
@@ -263,8 +283,11 @@ def test_an_adopted_checkpoint_says_so_and_is_compared_by_parameters(folder, mon
     assert same_weights(load_or_train(recipe), theirs) and same_weights(train(recipe), theirs)
     with pytest.raises(ValueError, match=r"adopted: width: 5 \(trained with 4\)"):
         load_or_train(recipe.replace(width=5))
-    (run.dir / "best.safetensors").unlink()
-    assert not same_weights(train(recipe), theirs)  # a training of its own
+    for lost in (False, True):
+        with pytest.raises(ValueError, match=r"adopted: holds a checkpoint from elsewhere, .*theirs.pt: "):
+            train(recipe.replace(width=5))
+        (run.dir / "best.safetensors").unlink(missing_ok=lost)
+    assert not same_weights(train(recipe, again=True), theirs)
     assert "adopted" not in json.loads((run.dir / "recipe.json").read_text())
 
 

@@ -267,8 +267,8 @@ def test_a_run_has_one_writer_whose_lock_dies_with_it(recipe, tmp_path):
         ):
             with pytest.raises(ValueError, match=said):
                 write()
-        assert train(run.recipe).dir == run.dir  # reading is free
         assert listing(run.dir) == before
+        assert train(run.recipe).dir == run.dir  # reading is free
     finally:
         holder.kill()
         holder.wait()

@@ -154,15 +154,23 @@ def test_pixels_are_imputed_once_for_all_judges(softcam, monkeypatch):
     assert torch.equal(found["common_road"][chosen], road(blackbox_twin(run.recipe).predict, *given, **options))
 
 
-def test_grids_are_mean_curves_and_kept(softcam):
+def test_grids_are_mean_curves_and_kept(softcam, monkeypatch):
     run, batch, maps = softcam
-    found = measures.perturbation_grids(run, {"evidence": maps}, batch, count=2)["evidence"]
+    asked = run.recipe.replace(aopc_grid=True)
+    monkeypatch.setattr(run, "recipe", asked)
+    given = {"evidence": maps, "random": maps, "edge_map": maps}
+    grids = measures.perturbation_grids(run, given, batch, count=2)
+    found = grids["evidence"]
+    assert "edge_map" not in grids  # no figure shows it
     assert len(found) == 20
     assert found["16 black"].shape == (50,)
     chosen = measures.perturbed(run, batch)[:2]
     start = run.predict(batch["image"][chosen]).gather(1, batch["label"][chosen, None]).mean()
     assert all(math.isclose(curve[0], start, abs_tol=1e-6) for curve in found.values())
     assert (run.dir / "grid.safetensors").is_file()
+    monkeypatch.setattr(run, "recipe", asked.replace(aopc_grid=False))
+    assert measures.perturbation_grids(run, given, batch) == {}
+    assert not (run.dir / "grid.safetensors").exists()  # nothing old is drawn
 
 
 def test_sanity_marks_the_map_that_does_not_depend_on_the_model(softcam, monkeypatch):
@@ -174,3 +182,10 @@ def test_sanity_marks_the_map_that_does_not_depend_on_the_model(softcam, monkeyp
     assert found["evidence"]["unchanged"] is False
     assert set(found["evidence"]["cascading"]) == set(found["evidence"]["independent"])
     assert found["random"]["cascading"][list(found["random"]["cascading"])[-1]]["spearman"] == pytest.approx(1.0)
+
+
+def test_the_patch_follows_the_size_of_the_images(tiny):
+    sizes = {None: 8, 64: 8, 128: 16, 16: 2, 4: 1}
+    for size, patch in sizes.items():
+        assert measures.patch_of(SimpleNamespace(recipe=tiny(image_size=size))) == patch
+    assert measures.patch_of(SimpleNamespace(recipe=tiny(image_size=128, patch=5))) == 5

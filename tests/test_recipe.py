@@ -99,6 +99,9 @@ def test_unknown_parameter_is_named_with_the_known_ones():
         ({"class_weights": [1.0, 0.0]}, "class_weights: .*greater than 0, got 0.0"),
         ({"seed": 2**32}, "seed: .*less than 4294967296, got 4294967296"),
         ({"sweep": {"name": "x"}}, "sweep: Field required"),
+        ({"sweep": {"name": "x", "parameter": "l3"}}, "sweep: parameter: expected one that is a number, got 'l3'"),
+        ({"twin": "../x"}, r"twin: expected a letter .*got '../x'"),
+        ({"weights_from": "a/b"}, "weights_from: expected a letter .*got 'a/b'"),
         ({"measure": ["sanity"]}, "measure: .*'localisation', 'faithfulness' or 'properties', got 'sanity'"),
         ({"l1": -1.0}, "l1: .*greater than or equal to 0, got -1.0"),
         ({"method": "explainer_classifier", "epochs": [1, 2]}, r"epochs: expected one value or 3 for .*got \[1, 2\]"),
@@ -243,6 +246,17 @@ def test_changes_are_over_what_the_file_says(tmp_path):
         Recipe.load(path, "lr")
 
 
+def test_another_method_over_a_run_has_its_own_phases(tmp_path):
+    folder = stored(tmp_path / "one", name="one", method="softcam")
+    recipe = Recipe.load(folder, {"method": "explainer_classifier", "name": "two"})
+    assert recipe.alpha == Recipe(method="explainer_classifier").alpha
+
+
+def test_the_black_box_of_a_recipe_does_not_depend_on_what_explains():
+    twins = [Recipe(**changes).blackbox_twin() for changes in ({}, {"l1": 0.5}, {"output_stride": 16}, {"beta": 0.1})]
+    assert len({twin.model_dump_json() for twin in twins}) == 1
+
+
 def stored(folder, **values):
     folder.mkdir(parents=True)
     (folder / "recipe.json").write_text(json.dumps({"recipe": Recipe(**values).model_dump()}))
@@ -306,10 +320,18 @@ def folder_of(tmp_path, **files):
     return tmp_path
 
 
+def test_what_is_trained_alike_is_trained_once(tmp_path):
+    sweeps = {f"sweeps__{key}": f"base: one\nparameter: {key}\nvalues: [0, 1]\n" for key in ("l1", "l2")}
+    found = experiments(folder_of(tmp_path, one="name: one\nl1: 1.0\n", **sweeps))
+    taken = {name: Recipe.load(*one).weights_from for name, one in found.items()}
+    assert taken == {"one": None, "l1-0": None, "l1-1": "one", "l2-0": "one", "l2-1": None}
+
+
 def test_experiments_are_recipes_and_points_of_sweeps(tmp_path):
     sweep = "base: one\nparameter: l1\nvalues: [0.0, 1.0e+6]\nset: {epochs: 2}\n"
-    found = experiments(folder_of(tmp_path, one="name: one\nepochs: 9\n", demo="name: demo\n", sweeps__path=sweep))
+    found = experiments(folder_of(tmp_path, one="name: one\nepochs: 9\n", sweeps__path=sweep))
     assert list(found) == ["one", "path-0", "path-1e+06"]
+    assert "demo" not in experiments("notebooks/recipes")  # which is no experiment
     point = Recipe.load(*found["path-1e+06"])
     assert (point.l1, point.epochs, point.sweep.name, point.sweep.parameter) == (1e6, 2, "path", "l1")
     assert Recipe.load(*found["one"]).sweep is None
@@ -329,7 +351,32 @@ def test_experiments_are_recipes_and_points_of_sweeps(tmp_path):
         ),
         (
             {"one": "name: one\n", "sweeps__s": "base: one\nparameter: l3\nvalues: [1]\n"},
-            "unknown parameter 'l3'",
+            r"s.yaml: .*unknown parameter 'l3'",
+        ),
+        (
+            {"one": "name: one\n", "sweeps__s": "base: one\nparameter: l1\nvalues: 0.1\n"},
+            r"s.yaml: values: expected a list of numbers, got 0.1",
+        ),
+        (
+            {"one": "name: one\n", "sweeps__s": "base: one\nparameter: l1\nvalues: [1]\nset: [2]\n"},
+            r"s.yaml: set: expected lines `name: value`, got \[2\]",
+        ),
+        (
+            {"one": "name: one\n", "s-1": "name: s-1\n", "sweeps__s": "base: one\nparameter: l1\nvalues: [1]\n"},
+            r"s.yaml: s-1 is the name of another recipe, .*s-1.yaml",
+        ),
+        (
+            {"one": "name: one\ntwin: two\n", "two": "name: two\n"},
+            r"one.yaml: twin: two: expected a run with method 'blackbox', got 'softcam'",
+        ),
+        (
+            {"one": "name: one\ntwin: two\n", "two": "name: two\nmethod: blackbox\ndataset: chest\n"},
+            r"one.yaml: twin: two: expected a run with dataset 'shapes', got 'chest'",
+        ),
+        ({"one": "name: one\ntwin: one\n"}, r"one.yaml: twin: expected the name of a black-box run, got 'one'"),
+        (
+            {"one": "name: one\nweights_from: two\n", "two": "name: two\nlr: 0.5\n"},
+            r"one.yaml: weights_from: two is trained with another lr",
         ),
     ],
 )

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lib.data import load_manifest
-from lib.runs import Run, open_split, pick_device, plain, write_json, write_tensors, write_whole
+from lib.runs import Run, open_split, pick_device
+from lib.writing import plain, write_json, write_tensors, write_whole
 
 
 def test_write_whole_leaves_the_old_file_when_writing_fails(tmp_path):
@@ -88,6 +89,7 @@ def test_random_labels_permute_train_make_val_of_it_and_leave_test(tiny):
 
 def test_maps_round_trip_raw_and_signed(trained, tmp_path):
     run = Run(tmp_path, trained["softcam"].recipe)
+    write_tensors(tmp_path / "best.safetensors", trained["softcam"].model.state_dict())
     maps, batch = {"evidence": torch.randn(2, 8, 8)}, run.images(2)
     run.write_maps(maps, batch)
     assert torch.equal(run.maps["evidence"], maps["evidence"])

@@ -27,7 +27,7 @@ from lib.data.manifest import (
 )
 from lib.data.pixels import pixel_hash, read_image
 from lib.data.verification import verify
-from lib.data.writing import write_png, write_text
+from lib.writing import write_png, write_text
 
 GENERATORS = {"chest": chest, "digits": digits, "fundus": fundus, "shapes": shapes}
 

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from lib.data.pixels import MaskValues
-from lib.data.writing import write_text
+from lib.writing import write_text
 
 PROJECT = Path(__file__).resolve().parents[2]
 MANIFESTS = PROJECT / "data_manifests"

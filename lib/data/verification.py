@@ -9,7 +9,7 @@ import pandas as pd
 
 from lib.data.manifest import listing
 from lib.data.pixels import pixel_hash, read_image, read_mask
-from lib.data.writing import write_json
+from lib.writing import write_json
 
 CACHE = ".checked.json"
 YOUNG = 2 * 10**9  # nanoseconds in which a file system may give two changes the same time

@@ -17,7 +17,8 @@ from lib.figures.pairwise import comparison, comparison_table, published, wins
 from lib.figures.randomisation import label_randomisation_figure, sanity
 from lib.figures.sweeps import regularisation_path
 from lib.results import Results, data_hash
-from lib.runs import Run, versions, write_json, write_whole
+from lib.runs import Run, versions
+from lib.writing import write_json, write_whole
 
 __all__ = ["FIGURES", "Entry", "comparison_table", "save", "wins"]
 

@@ -106,7 +106,7 @@ def test_another_rule_for_masks_is_another_reading(edit, own, root, decoded):
     prepare(own)
     decoded.clear()
     prepare(edit(mask_values="half"))
-    assert decoded == [root / path for path in prepare(own)["mask"] if path]
+    assert sorted(decoded) == sorted(root / path for path in prepare(own)["mask"] if path)
 
 
 @pytest.mark.parametrize("content", ['{"half', "[]", '{"image images/train/00000.png": 3}', b"\xff\xfe"])

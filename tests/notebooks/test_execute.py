@@ -51,7 +51,7 @@ def gone(pids):
     ("cell", "said"),
     [
         ("import time\ntime.sleep(600)", "took longer than cell_timeout, 2 s, 2 times"),
-        ("child.kill()\nos._exit(1)", "lost its kernel, 2 times"),
+        ("child.kill()\nos._exit(1)", r"lost its kernel \(Kernel died\), 2 times"),
     ],
     ids=["hangs", "dies"],
 )
@@ -62,6 +62,19 @@ def test_a_cell_that_hangs_or_dies_is_tried_twice_and_leaves_no_process(notebook
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     assert len(pids) == 4
     assert gone(pids)
+
+
+def test_a_kernel_that_does_not_start_is_tried_twice(notebook, monkeypatch):
+    tries = []
+
+    def fail(*given, **options):
+        tries.append(1)
+        raise RuntimeError("Kernel didn't respond in 180 seconds")
+
+    monkeypatch.setattr("jupyter_client.asynchronous.AsyncKernelClient.wait_for_ready", fail)
+    with pytest.raises(RuntimeError, match=r"made.ipynb, its start, recipe some.yaml: lost its kernel \(Kernel didn't"):
+        execute.execute(*notebook("1"))
+    assert len(tries) == 2
 
 
 def test_what_works_the_second_time_has_worked(notebook, tmp_path):

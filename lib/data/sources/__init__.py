@@ -29,7 +29,7 @@ from lib.data.sources import folder, idrid, imagenet_hvz, kaggle_dr, nih_nci, oc
 from lib.data.sources.checking import Preparation, cross_check, leaves_root, place_boxes, scan
 from lib.data.sources.common import BadData, Entry, Listing, Problem
 from lib.data.sources.own import kept_card, own_card
-from lib.data.writing import write_json, write_text
+from lib.writing import write_json, write_text
 
 __all__ = ["SOURCES", "BadData", "build_manifest", "ensure_manifest"]
 

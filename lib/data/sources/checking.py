@@ -17,7 +17,7 @@ from lib.data.manifest import SPLITS
 from lib.data.pixels import MaskValues, pixel_hash, resized_mask
 from lib.data.sources.common import Entry, Problem
 from lib.data.sources.decoding import BadImage, cut, decode, decode_mask, fundus_circle, resized
-from lib.data.writing import write_json, write_png
+from lib.writing import write_json, write_png
 
 CACHE = ".manifest_cache.json"
 SAVE_SECONDS = 20

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from lib.data.manifest import Description, load_description
 from lib.data.pixels import read_image
-from lib.data.writing import write_text
+from lib.writing import write_text
 
 FILE = "dataset.yaml"
 MOST_MEASURED = 500
