@@ -79,8 +79,19 @@ def test_what_is_printed_can_be_typed(tmp_path, capsys):
     command = shlex.split(lines[-1].partition(": ")[2])
     changes = yaml.safe_load(command[-1])["changes"]
     assert command[:4] == ["papermill", "notebooks/02_train.ipynb", "out.ipynb", "-y"]
-    assert changes == {"name": "Ann_s_images_softcam", "dataset": str(root / "dataset.yaml")}
-    assert Recipe(**changes).method == "softcam"
+    assert changes == {"name": "Ann_s_images_softcam", "dataset": str(root / "dataset.yaml"), "limit": None}
+    recipe = Recipe.load("notebooks/recipes/demo.yaml", changes)
+    assert (recipe.method, recipe.limit, recipe.image_size) == ("softcam", None, None)
+
+
+def test_images_of_several_sizes_are_trained_at_one(tmp_path, capsys):
+    for i, size in enumerate([(16, 24)] * 7 + [(40, 12)]):
+        for name in ("no", "yes"):
+            write(tmp_path / f"{name}/{i}.png", 10 * i + len(name), size)
+    assert main(["folder", str(tmp_path)]) == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1].partition(": ")[2])
+    recipe = Recipe.load("notebooks/recipes/demo.yaml", yaml.safe_load(command[-1])["changes"])
+    assert (recipe.limit, recipe.image_size) == (None, 16)  # the shorter side of the usual image
 
 
 @pytest.mark.parametrize("content", [b"", "image,label\ncat/é.png,cat\n".encode("latin-1"), b'image,label\n"a'])
