@@ -254,7 +254,7 @@ def stored(folder, **values):
 def test_a_run_folder_is_a_recipe(tmp_path):
     folder = stored(tmp_path / "moved/one-seed2", name="one", seed=2, lr=0.2, device="gpu", runs_dir="elsewhere")
     recipe = Recipe.load(folder)
-    assert recipe == Recipe(name="one", seed=2, lr=0.2, device="auto", runs_dir=str(tmp_path / "moved"))
+    assert recipe == Recipe(name="one", seed=2, lr=0.2, device="auto", runs_dir=(tmp_path / "moved").as_posix())
     assert recipe.run_dir == folder
     assert Recipe.load(folder, {"name": "two", "device": "cpu"}).run_dir == tmp_path / "moved/two-seed2"
     folder.rename(folder.with_name("three"))
