@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
+from torchmetrics.utilities import dim_zero_cat
 
 from lib.losses import contiguity, evidence_penalty, explanation_loss, focal_loss, grade_loss, kappa_loss, sparsity
 from lib.optimisation import PHASE_PARTS, decayed, make_optimizer, make_schedule, parameter_groups
@@ -25,6 +26,14 @@ def classification_loss(recipe: Recipe, logits: Tensor, labels: Tensor, weights:
     return grade_loss(logits, labels, recipe.criterion, weights)
 
 
+class AreaUnderCurve(MulticlassAUROC):
+    """Area under the ROC curve, mean over the classes; NaN where one has no image, which torchmetrics counts as 0."""
+
+    def compute(self) -> Tensor:
+        found = torch.bincount(dim_zero_cat(self.target), minlength=self.num_classes)
+        return super().compute() if found.all() else torch.full((), torch.nan, device=self.device)
+
+
 class PhaseModule(L.LightningModule):
     """One training phase of one model: its losses, its optimiser, its measurements after each epoch."""
 
@@ -33,7 +42,7 @@ class PhaseModule(L.LightningModule):
         self.recipe, self.phase, self.model, self.run = recipe, phase, model, run
         self.register_buffer("class_weights", class_weights, persistent=False)
         classes = len(run.description.classes)
-        make = {"acc": lambda: MulticlassAccuracy(classes, average="micro"), "auc": lambda: MulticlassAUROC(classes)}
+        make = {"acc": lambda: MulticlassAccuracy(classes, average="micro"), "auc": lambda: AreaUnderCurve(classes)}
         if phase.checkpoint in COUNTED:
             make[phase.checkpoint] = lambda: ConfusionScore(phase.checkpoint, classes)
         self.scores = nn.ModuleDict({f"{s}_{k}": f() for s in ("train", "val") for k, f in make.items()})

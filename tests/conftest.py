@@ -18,7 +18,7 @@ hypothesis.settings.load_profile("any machine")
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A recipe that trains in about a second, in a folder of its own; keyword arguments change it."""
-    folder = str(tmp_path_factory.mktemp("runs"))
+    folder = tmp_path_factory.mktemp("runs").as_posix()
 
     def make(**changes):
         return Recipe(**{"name": "tiny", "runs_dir": folder, **TINY, **changes})

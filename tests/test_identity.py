@@ -97,9 +97,7 @@ def test_another_limit_or_parameter_is_refused_with_both_values(folder):
     limit = {"train": 8}
     with pytest.raises(ValueError, match=r"^own: limit: \{'train': 8\} \(trained with None\); images, labels .*"):
         load_or_train(own_recipe(folder, limit=limit))
-    said = (
-        r'^own: l1: 0.5 \(trained with 0.0\); train again with 02_train, open the run itself \(recipe = ".*/runs/own"\)'
-    )
+    said = r'^own: l1: 0.5 \(trained with 0.0\); train again with 02_train, open the run itself .*\Wruns\Wown"\)'
     with pytest.raises(ValueError, match=said):
         load_or_train(own_recipe(folder, l1=0.5))
     assert train(own_recipe(folder, limit=limit)).recipe.limit == limit
@@ -171,7 +169,7 @@ def test_maps_belong_to_their_images(folder):
     with pytest.raises(ValueError, match=r"maps.json: does not say which images the maps are of"):
         run.explained()
     (run.dir / "maps.safetensors").write_bytes(b"half")
-    with pytest.raises(ValueError, match=r"^\S+maps.safetensors: damaged"):
+    with pytest.raises(ValueError, match=r"^.+maps.safetensors: damaged"):
         run.explained()
 
 

@@ -1,5 +1,6 @@
 """What happens to a training when power, disk, cluster, a second process or a diverging loss come in between."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -109,7 +110,7 @@ def test_with_a_damaged_history_the_training_starts_again(recipe, whole, capsys,
 def test_damaged_weights_of_a_finished_run_are_named_and_made_again(recipe, whole, damage):
     run = train(recipe)
     damage(run.dir / "best.safetensors")
-    with pytest.raises(ValueError, match=r"^\S+best.safetensors: damaged, cut short, .*\(\d+ bytes\)$"):
+    with pytest.raises(ValueError, match=r"^.+best.safetensors: damaged, cut short, .*\(\d+ bytes\)$"):
         _ = Run.load(run.dir).model
     assert_same(train(recipe), whole)
 
@@ -160,15 +161,15 @@ def test_a_cluster_changes_nothing(recipe, whole, monkeypatch, tmp_path):
     shutil.copy(foreign, "hpc_ckpt_1.ckpt")
     for key, value in {"JOB_ID": 7, "JOB_NAME": "train", "NTASKS": 3, "PROCID": 1, "LOCALID": 1, "NODEID": 0}.items():
         monkeypatch.setenv(f"SLURM_{key}", str(value))
-    handlers = []
+    handlers, requeue = [], getattr(signal, "SIGUSR1", None)  # Windows has none
     original = fitting.Recorder.on_train_batch_end
     monkeypatch.setattr(
         fitting.Recorder,
         "on_train_batch_end",
-        lambda *given: handlers.append(signal.getsignal(signal.SIGUSR1)) or original(*given),
+        lambda *given: handlers.append(requeue and signal.getsignal(requeue)) or original(*given),
     )
     assert_same(train(recipe), whole)
-    assert set(handlers) == {signal.SIG_DFL}
+    assert set(handlers) == {requeue and signal.SIG_DFL}
     assert [path.name for path in elsewhere.iterdir()] == ["hpc_ckpt_1.ckpt"]
 
 
@@ -300,7 +301,8 @@ def test_the_last_good_state_is_kept_and_named(images, tmp_path, monkeypatch):
 
     monkeypatch.setattr(fitting.PhaseModule, "losses", losses)
     kept = recipe.run_dir / "checkpoints/softcam-last.ckpt"
-    with pytest.raises(FloatingPointError, match=f"epoch 2, batch 1 of train: .*the last good state is kept in {kept}"):
+    said = f"epoch 2, batch 1 of train: .*the last good state is kept in {re.escape(str(kept))}"
+    with pytest.raises(FloatingPointError, match=said):
         train(recipe)
     assert torch.load(kept, weights_only=True)["epoch"] == 0
     monkeypatch.undo()

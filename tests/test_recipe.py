@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 
 from lib.experiments import experiments
 from lib.explain import METHODS
@@ -266,7 +268,7 @@ def stored(folder, **values):
 def test_a_run_folder_is_a_recipe(tmp_path):
     folder = stored(tmp_path / "moved/one-seed2", name="one", seed=2, lr=0.2, device="gpu", runs_dir="elsewhere")
     recipe = Recipe.load(folder)
-    assert recipe == Recipe(name="one", seed=2, lr=0.2, device="auto", runs_dir=str(tmp_path / "moved"))
+    assert recipe == Recipe(name="one", seed=2, lr=0.2, device="auto", runs_dir=(tmp_path / "moved").as_posix())
     assert recipe.run_dir == folder
     assert Recipe.load(folder, {"name": "two", "device": "cpu"}).run_dir == tmp_path / "moved/two-seed2"
     folder.rename(folder.with_name("three"))
@@ -335,6 +337,21 @@ def test_experiments_are_recipes_and_points_of_sweeps(tmp_path):
     point = Recipe.load(*found["path-1e+06"])
     assert (point.l1, point.epochs, point.sweep.name, point.sweep.parameter) == (1e6, 2, "path", "l1")
     assert Recipe.load(*found["one"]).sweep is None
+
+
+@pytest.mark.parametrize("folder", ["", "paper", "smoke"])
+def test_a_notebook_that_the_pipeline_starts_has_the_recipe_that_is_loaded_here(folder):
+    notebook = load_notebook_node(str(PROJECT / "notebooks/02_train.ipynb"))
+    planned = experiments(FOLDER / folder)
+    assert len(planned) >= 5
+    for path, changes in planned.values():
+        changes = {**changes, "seed": 1, "runs_dir": "runs"}
+        given = parameterize_notebook(notebook, {"recipe": str(path), "changes": changes})
+        started = {}
+        for cell in given.cells:
+            if {"parameters", "injected-parameters"} & {*cell.metadata.get("tags", [])}:
+                exec(cell.source, started)
+        assert Recipe.load(started["recipe"], started["changes"]) == Recipe.load(path, changes)
 
 
 @pytest.mark.parametrize(

@@ -87,9 +87,9 @@ def test_committed_figures_are_indexed_and_shown_in_the_readme():
     for name in pictures:
         assert set(index[name]["recipes"]) <= set(planned)
         assert re.fullmatch(r"[0-9a-f]{64}", index[name]["data_sha256"])
-        assert f"figures/{name}" in (PROJECT / "README.md").read_text()
+        assert f"figures/{name}" in (PROJECT / "README.md").read_text(encoding="utf-8")
 
 
 def test_readme_links_lead_somewhere():
-    for link in re.findall(r"\]\((?!http|#)([^)#]+)\)", (PROJECT / "README.md").read_text()):
+    for link in re.findall(r"\]\((?!http|#)([^)#]+)\)", (PROJECT / "README.md").read_text(encoding="utf-8")):
         assert (PROJECT / link).exists(), link

@@ -1,6 +1,7 @@
 import pandas as pd
 import pytest
 import torch
+from own_images import edit_table, own_images, own_recipe
 from safetensors.torch import load_file
 from tiny_recipes import PHASES
 from torch.nn import functional as F
@@ -25,6 +26,16 @@ def test_the_same_recipe_gives_the_same_bits(tiny, trained):
     pd.testing.assert_frame_equal(again.history, trained["softcam"].history, check_exact=True)
     other = train(tiny(name="other", l1=1e-4, seed=1))
     assert not same_weights(other.dir / "best.safetensors", again.dir / "best.safetensors")
+
+
+@pytest.mark.parametrize(("split", "rows"), [("val", range(12, 18)), ("train", range(12))])
+def test_an_area_under_the_curve_without_one_of_the_classes_is_undefined(tmp_path, split, rows):
+    own_images(tmp_path)
+    edit_table(tmp_path, "label", dict.fromkeys(rows, "1"))
+    history = train(own_recipe(tmp_path)).history
+    other = {"val": "train", "train": "val"}[split]
+    assert history[f"{split}_auc"].isna().all() and history[f"{other}_auc"].between(0, 1).all()
+    assert history[[f"{split}_acc", f"{other}_acc"]].notna().all(axis=None)
 
 
 @pytest.mark.parametrize("stop", [("classifier", 1), ("classifier", 2), ("joint", 1)])

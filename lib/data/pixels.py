@@ -23,11 +23,12 @@ def read_mask(path: str | Path, values: MaskValues | None = None) -> np.ndarray:
 
     values: `nonzero` (any but 0: 0 and 255, 0 and 1, label ids) or `half` (above 127, half of the range: soft edges
     and the noise of JPEG are not region); None: half for JPEG files, nonzero for all others.
-    ValueError where no value is region though some are not 0.
+    ValueError where no value is region though some are not 0, and where a palette has its black, the background as it
+    seems, at another index than 0.
     """
     with Image.open(path) as image:
         values = values or ("half" if image.format in ("JPEG", "MPO") else "nonzero")
-        pixels = np.array(image) if image.mode == "P" else _pixels(image, path)
+        pixels = _indices(image, path) if image.mode == "P" else _pixels(image, path)
     return mask_region(pixels, values, path)
 
 
@@ -44,6 +45,15 @@ def _pixels(image: Image.Image, path: str | Path) -> np.ndarray:
     if image.mode not in ("1", "L", "P", "LA", "RGB", "RGBA"):
         raise ValueError(f"{path}: expected an 8-bit grey or colour image, got mode {image.mode!r}")
     return np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+
+
+def _indices(image: Image.Image, path: str | Path) -> np.ndarray:
+    pixels, colours = np.array(image), np.reshape(image.getpalette(), (-1, 3))
+    black = [index for index, colour in enumerate(colours) if not colour.any() and (pixels == index).any()]
+    if colours[0].any() and black:
+        said = f"the background, at index 0 of a mask's palette, got index {black[0]}"
+        raise ValueError(f"{path}: expected black, {said}; save the mask as grey, 0 for the background")
+    return pixels
 
 
 def resized_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -8,13 +8,14 @@ A metric pooled over images takes any subset of them: `topk_precision(maps[corre
 true positives.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 NAN = float("nan")
+PART = 2**22  # pixels that are sorted at a time: some 200 MB
 
 
 def check_maps(name: str, maps: Tensor) -> Tensor:
@@ -85,6 +86,15 @@ def rank_patches(maps: Tensor, patch: int, by: str = "max", stride: int | None =
     return scores.sort(dim=1, descending=True, stable=True)
 
 
+def in_parts(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """`function` of tensors (N, ...), which treats every row alone, of so many rows at a time as have `PART` elements.
+
+    Sorting the pixels of maps takes some 50 bytes for each: this bounds them. At least one row is taken at a time.
+    """
+    rows = max(1, PART // tensors[0].shape[1:].numel())
+    return torch.cat([function(*part) for part in zip(*(tensor.split(rows) for tensor in tensors), strict=True)])
+
+
 def mean_over_ties(ordered: Tensor, values: Tensor) -> Tensor:
     """(N, P): `values` (N, P), each the mean over the places of its row where the sorted scores `ordered` are the same.
 
@@ -113,13 +123,16 @@ def topk_hits(
     overlap others, none is struck out for it: patches that share a peak score the same, so the finer the stride, the
     more the k highest crowd around one peak.
     """
-    maps, masks = check_pair(maps, masks)
     check_count("k", k)
-    scores, order = rank_patches(maps, patch, stride=stride)
-    touched = patch_scores(masks.to(maps.dtype), patch, stride=stride).flatten(1)
-    counted = masks.flatten(1).any(1)[:, None] & (scores > (-float("inf") if threshold is None else threshold))
-    hits = mean_over_ties(scores, touched.gather(1, order)).to(maps.dtype).masked_fill(~counted, NAN)[:, :k]
-    return F.pad(hits, (0, k - hits.shape[1]), value=NAN)
+
+    def ranked(maps: Tensor, masks: Tensor) -> Tensor:
+        scores, order = rank_patches(maps, patch, stride=stride)
+        touched = patch_scores(masks.to(maps.dtype), patch, stride=stride).flatten(1)
+        counted = masks.flatten(1).any(1)[:, None] & (scores > (-float("inf") if threshold is None else threshold))
+        hits = mean_over_ties(scores, touched.gather(1, order)).to(maps.dtype).masked_fill(~counted, NAN)[:, :k]
+        return F.pad(hits, (0, k - hits.shape[1]), value=NAN)
+
+    return in_parts(ranked, *check_pair(maps, masks))
 
 
 def topk_precision(

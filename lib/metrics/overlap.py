@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib.metrics.localisation import NAN, check_pair, mean_over_ties
+from lib.metrics.localisation import NAN, check_pair, in_parts, mean_over_ties
 
 
 class SharedThreshold(NamedTuple):
@@ -45,7 +45,10 @@ def relevance_rank_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
     Only the order of the (signed) values counts; where equal pixels stand at the cut, the expectation over all orders
     of them, as in `topk_hits`. NaN for an empty mask and a constant map (Arras et al. 2022).
     """
-    maps, masks = check_pair(maps, masks)
+    return in_parts(_rank_accuracy, *check_pair(maps, masks))
+
+
+def _rank_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
     ordered, order = maps.flatten(1).sort(dim=1, descending=True)
     size = masks.sum((1, 2))
     chosen = torch.arange(order.shape[1], device=maps.device) < size[:, None]
@@ -59,7 +62,10 @@ def best_iou(maps: Tensor, masks: Tensor) -> Tensor:
     Exact: the pixels are sorted once and every distinct value is tried. Never below |m| / (H W), as {a >= min a} is the
     whole image. NaN for an empty mask and a constant map.
     """
-    maps, masks = check_pair(maps, masks)
+    return in_parts(_best_iou, *check_pair(maps, masks))
+
+
+def _best_iou(maps: Tensor, masks: Tensor) -> Tensor:
     values, order = maps.flatten(1).sort(dim=1, descending=True)
     hits = masks.flatten(1).gather(1, order).cumsum(1)
     picked = torch.arange(1, order.shape[1] + 1, device=maps.device)
@@ -76,6 +82,10 @@ def iou_curve(maps: Tensor, masks: Tensor, thresholds: Tensor) -> Tensor:
     maps, masks = check_pair(maps, masks)
     if thresholds.ndim != 1 or not thresholds.numel() or not thresholds.isfinite().all():
         raise ValueError(f"thresholds: expected finite values of shape (T,), got {tuple(thresholds.shape)}")
+    return in_parts(lambda *part: _iou_curve(*part, thresholds), maps, masks)
+
+
+def _iou_curve(maps: Tensor, masks: Tensor, thresholds: Tensor) -> Tensor:
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     scaled, order = ((maps - low) / (high - low)).flatten(1).sort(dim=1)
     below = torch.searchsorted(scaled, thresholds.to(scaled).expand(len(maps), -1).contiguous())

@@ -15,6 +15,7 @@ from lib.metrics.localisation import (
     NAN,
     check_count,
     check_maps,
+    in_parts,
     mean_over_ties,
     negative_proportion,
     positive_proportion,
@@ -37,7 +38,10 @@ def gini(maps: Tensor) -> Tensor:
     1 - 2 sum_k |a|_(k) / ||a||_1 (n - k + 1/2) / n, values ascending, k = 1..n. NaN for an all-zero map
     (Hurley & Rickard 2009; Chalasani et al. 2020).
     """
-    maps = check_maps("maps", maps)
+    return in_parts(_gini, check_maps("maps", maps))
+
+
+def _gini(maps: Tensor) -> Tensor:
     values = maps.double().abs().flatten(1).sort(dim=1).values
     weights = torch.arange(values.shape[1], 0, -1, device=maps.device).double() - 0.5
     index = 1 - 2 * (values @ weights) / (values.sum(1) * values.shape[1])
@@ -79,8 +83,12 @@ def map_correlation(maps: Tensor, others: Tensor, kind: str = "spearman") -> Ten
     maps, others = check_maps("maps", maps), check_maps("others", others)
     if maps.shape != others.shape:
         raise ValueError(f"others: expected shape {tuple(maps.shape)} to match maps, got {tuple(others.shape)}")
-    a, b = (_standardised(m, kind) for m in (maps, others.to(maps.device)))
-    return (a * b).sum(1).clamp(-1, 1).to(maps.dtype)
+    return _correlation(maps, others.to(maps.device), kind).clamp(-1, 1).to(maps.dtype)
+
+
+def _correlation(maps: Tensor, others: Tensor, kind: str) -> Tensor:
+    """(N,) float64, up to rounding, which may take it beyond 1."""
+    return in_parts(lambda a, b: (_standardised(a, kind) * _standardised(b, kind)).sum(1), maps, others)
 
 
 def _ranks(values: Tensor) -> Tensor:
@@ -138,11 +146,10 @@ def stability(
     if not 0 <= noise < float("inf"):
         raise ValueError(f"noise: expected a standard deviation of at least 0, got {noise}")
     generator = torch.Generator().manual_seed(seed)
-    original, total = _standardised(maps, kind), torch.zeros(len(maps), dtype=torch.float64, device=maps.device)
+    total = torch.zeros(len(maps), dtype=torch.float64, device=maps.device)
     for _ in range(samples):
         added = noise * torch.randn(images.shape[1:], generator=generator)
-        noisy = _explained(explain_fn, images + added.to(images), maps)
-        total += (original * _standardised(noisy, kind)).sum(1)
+        total += _correlation(maps, _explained(explain_fn, images + added.to(images), maps), kind)
     return (total / samples).clamp(-1, 1).to(maps.dtype)
 
 

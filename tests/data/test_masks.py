@@ -28,7 +28,7 @@ def test_any_value_but_zero_is_region(tmp_path, value):
 
 
 def test_a_palette_counts_by_its_index_and_not_by_its_colours(tmp_path):
-    for palette in ([255, 255, 255, 9, 9, 9], [0, 0, 0, 128, 0, 0], [9, 9, 9, 0, 0, 0]):
+    for palette in ([255, 255, 255, 9, 9, 9], [0, 0, 0, 128, 0, 0], [0, 0, 0, 0, 0, 0], [9, 9, 9, 8, 8, 8, 0, 0, 0]):
         mask = Image.fromarray(REGION.astype(np.uint8), "P")
         mask.putpalette(palette)
         mask.save(tmp_path / "m.png")
@@ -37,6 +37,17 @@ def test_a_palette_counts_by_its_index_and_not_by_its_colours(tmp_path):
     Image.fromarray(REGION).save(tmp_path / "one_bit.png")
     assert (read_mask(tmp_path / "one_bit.png") == REGION).all()
     assert (read_mask(tmp_path / "one_bit.png", "half") == REGION).all()
+
+
+@pytest.mark.parametrize("values", [None, "nonzero", "half"])
+def test_a_palette_whose_background_is_not_its_first_colour_is_refused(tmp_path, values):
+    mask = Image.fromarray((~REGION).astype(np.uint8), "P")
+    mask.putpalette([255, 255, 255, 0, 0, 0])
+    mask.save(tmp_path / "m.png")
+    with pytest.raises(ValueError, match=r"m\.png: expected black, .*, got index 1; save the mask as grey, 0 for"):
+        read_mask(tmp_path / "m.png", values)
+    mask.convert("L").save(tmp_path / "m.png")
+    assert (read_mask(tmp_path / "m.png") == REGION).all()
 
 
 def test_the_noise_of_a_jpeg_is_no_region_unless_the_card_says_so(tmp_path):

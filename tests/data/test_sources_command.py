@@ -41,7 +41,7 @@ def refused(capsys, *arguments):
         ("folder", "classes=[1, 2]", "options: classes: Input should be a valid string, got [1, 2]"),
         ("folder", "seed=-1", "options: seed: Input should be greater than or equal to 0, got -1"),
         ("folder", "seed=1.5", "options: seed: Input should be a valid integer, got 1.5"),
-        ("folder", "csv=cat", "Is a directory"),
+        ("folder", "csv=cat", "[Errno "),
         ("folder", "radius=big", "options: radius: Input should be a valid number, got 'big'"),
         ("folder", "radius=-2", "options: radius: Input should be greater than 0, got -2"),
         ("folder", "mask_values=all", "options: mask_values: Input should be 'nonzero' or 'half', got 'all'"),
@@ -68,19 +68,30 @@ def test_right_options(tree, pair):
 def test_what_is_printed_can_be_typed(tmp_path, capsys):
     root = tmp_path / "Ann's images"
     for i in range(3):
-        for name in ("ill: yes", "no"):
+        for name in ("ill, yes", "no"):
             write(root / f"{name}/{i}.png", 10 * i + len(name))
     assert main(["folder", str(root)]) == 0
     lines = capsys.readouterr().out.splitlines()
     option = shlex.split(next(line for line in lines if "--set" in line).partition(": ")[2])
-    assert yaml.safe_load(option[1].removeprefix("classes=")) == ["no", "ill: yes"]
+    assert yaml.safe_load(option[1].removeprefix("classes=")) == ["no", "ill, yes"]
     assert main(["folder", str(root), *option]) == 0
-    assert "classes: 0 no, 1 ill: yes" in capsys.readouterr().out
+    assert "classes: 0 no, 1 ill, yes" in capsys.readouterr().out
     command = shlex.split(lines[-1].partition(": ")[2])
     changes = yaml.safe_load(command[-1])["changes"]
     assert command[:4] == ["papermill", "notebooks/02_train.ipynb", "out.ipynb", "-y"]
-    assert changes == {"name": "Ann_s_images_softcam", "dataset": str(root / "dataset.yaml")}
-    assert Recipe(**changes).method == "softcam"
+    assert changes == {"name": "Ann_s_images_softcam", "dataset": str(root / "dataset.yaml"), "limit": None}
+    recipe = Recipe.load("notebooks/recipes/demo.yaml", changes)
+    assert (recipe.method, recipe.limit, recipe.image_size) == ("softcam", None, None)
+
+
+def test_images_of_several_sizes_are_trained_at_one(tmp_path, capsys):
+    for i, size in enumerate([(16, 24)] * 7 + [(40, 12)]):
+        for name in ("no", "yes"):
+            write(tmp_path / f"{name}/{i}.png", 10 * i + len(name), size)
+    assert main(["folder", str(tmp_path)]) == 0
+    command = shlex.split(capsys.readouterr().out.splitlines()[-1].partition(": ")[2])
+    recipe = Recipe.load("notebooks/recipes/demo.yaml", yaml.safe_load(command[-1])["changes"])
+    assert (recipe.limit, recipe.image_size) == (None, 16)  # the shorter side of the usual image
 
 
 @pytest.mark.parametrize("content", [b"", "image,label\ncat/é.png,cat\n".encode("latin-1"), b'image,label\n"a'])

@@ -236,7 +236,7 @@ split
 train      8      8
 val        1      1
 test       1      1
-card: {root}/dataset.yaml
+card: {card}
 patch: 2 px of 8 x 8
 next: papermill notebooks/02_train.ipynb out.ipynb -y {changes}
 """  # noqa: W291
@@ -244,8 +244,8 @@ next: papermill notebooks/02_train.ipynb out.ipynb -y {changes}
 
 def test_the_command(tree, capsys):
     assert main(["folder", str(tree), "--set", "shares=[0.8, 0.1, 0.1]", "--set", "seed=3"]) == 0
-    changes = f"'{{changes: {{name: mine_softcam, dataset: {tree}/dataset.yaml}}}}'"
-    assert capsys.readouterr().out == PRINTED.format(root=tree, changes=changes)
+    changes = f"'{{changes: {{name: mine_softcam, dataset: {tree / 'dataset.yaml'}, limit: null}}}}'"
+    assert capsys.readouterr().out == PRINTED.format(root=tree, card=tree / "dataset.yaml", changes=changes)
     assert json.loads((tree / "manifest.json").read_text())["options"] == {"shares": [0.8, 0.1, 0.1], "seed": 3}
     (tree / "cat/p0_0.png").unlink()
     (tree / "cat/p0_0.txt").write_text("x")

@@ -134,5 +134,7 @@ def test_nih_nci_damaged_sheet_is_named(tmp_path, content):
     for study in nih_nci.STUDIES:
         (tmp_path / study).mkdir()
         (tmp_path / study / "covariate_data.xls").write_bytes(content)
-    with pytest.raises(ValueError, match=r"ALTS/covariate_data.xls: expected an Excel file \(.xls\), damaged or of"):
+    with pytest.raises(
+        ValueError, match=r"ALTS[/\\]covariate_data.xls: expected an Excel file \(.xls\), damaged or of"
+    ):
         build("nih_nci", tmp_path)

@@ -8,7 +8,7 @@ import torch
 
 from lib import metrics
 
-TEXT = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+TEXT = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 TABLES = [line for line in TEXT.splitlines() if line.startswith("|")]
 
 

@@ -2,9 +2,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
-from lib.metrics.localisation import activation_precision
+from lib.metrics import localisation
+from lib.metrics.localisation import activation_precision, topk_hits
 from lib.metrics.overlap import best_iou, best_shared_iou, iou_curve, relevance_rank_accuracy, weighting_game
+from lib.metrics.properties import gini, map_correlation, stability
 
 NAN = float("nan")
 MAPS = torch.tensor([[[4.0, 3], [-2, 1]]])
@@ -161,3 +165,43 @@ def test_thresholds_are_checked():
     for thresholds in (torch.tensor(0.5), torch.tensor([]), torch.tensor([NAN])):
         with pytest.raises(ValueError, match=r"thresholds: expected finite values of shape \(T,\), got"):
             iou_curve(MAPS, MASKS, thresholds)
+
+
+class Largest(TorchDispatchMode):
+    """Records the elements of the largest tensor of 8 bytes an element that is made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        sizes = [t.numel() for t in tree_iter(made) if isinstance(t, torch.Tensor) and t.element_size() == 8]
+        self.elements = max([self.elements, *sizes])
+        return made
+
+
+SORTING = {
+    "topk_hits": lambda maps, masks: topk_hits(maps, masks, patch=2, stride=1),
+    "relevance_rank_accuracy": relevance_rank_accuracy,
+    "best_iou": best_iou,
+    "iou_curve": lambda maps, masks: iou_curve(maps, masks, torch.linspace(0, 1, 7)),
+    "gini": lambda maps, masks: gini(maps),
+    "spearman": lambda maps, masks: map_correlation(maps, maps.flip(1)),
+    "stability": lambda maps, masks: stability(lambda x: x.mean(1), maps[:, None], maps, samples=2),
+    "pearson": lambda maps, masks: map_correlation(maps, maps.flip(1), "pearson"),
+}
+
+
+@pytest.mark.parametrize("name", SORTING)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_pixels_are_sorted_of_so_many_maps_at_a_time_as_memory_holds(name, rows, monkeypatch):
+    maps, masks = random_case(3)
+    maps[3, 0, 0] = torch.nan
+    maps, function = maps.float(), SORTING[name]
+    whole, none = function(maps, masks), function(maps[:0], masks[:0])
+    assert none.shape == (0, *whole.shape[1:])
+    pixels = maps[0].numel()
+    monkeypatch.setattr(localisation, "PART", rows * pixels + pixels // 2)
+    with Largest() as largest:
+        found = function(maps, masks)
+    torch.testing.assert_close(found, whole, rtol=1e-6 if name == "gini" else 0, atol=0, equal_nan=True)
+    assert largest.elements <= rows * (pixels + 1)

@@ -10,7 +10,7 @@ import nbformat
 from lib.recipe import PROJECT
 
 SMOKE = PROJECT / "notebooks/recipes/smoke"
-ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def command(runs, recipes=SMOKE, *arguments):

@@ -34,7 +34,7 @@ def test_smoke_runs_every_recipe_and_draws_every_figure(smoke):
     names = set(FIGURES) - {"label_randomisation", "published"}  # these need runs on permuted labels, on real data
     assert {path.stem for path in figures.glob("*.png")} == names
     assert {f"{name}.png" for name in names} <= set(json.loads((figures / "index.json").read_text()))
-    assert "| shapes" in (figures / "results.md").read_text()
+    assert "| shapes" in (figures / "results.md").read_text(encoding="utf-8")
 
 
 def test_a_second_run_has_nothing_to_do(smoke):

@@ -41,7 +41,8 @@ def summary(frame: pd.DataFrame, ordered: bool) -> str:
     table = table.reindex(index=[s for s in SPLITS if s in table.index], columns=range(len(classes)), fill_value=0)
     height, width = card.image_size
     run = re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{card.name}_softcam").lstrip("_.-")
-    changes = _inline({"changes": {"name": run, "dataset": name}})
+    size = {"image_size": min(height, width)} if len(frame[["height", "width"]].drop_duplicates()) > 1 else {}
+    changes = _inline({"changes": {"name": run, "dataset": name, "limit": None, **size}})
     lines += [
         table.set_axis(classes, axis=1).to_string(),
         f"card: {name}",
