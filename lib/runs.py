@@ -199,9 +199,10 @@ class Run:
 
     @torch.no_grad()
     def predict(self, images: Tensor, model: nn.Module | None = None, batch_size: int = 128) -> Tensor:
-        """Images (N, C, H, W) in [0, 1] -> class probabilities (N, K) on the CPU."""
-        model = model or self.model
-        outputs = [model(self.inputs(part)) for part in images.split(batch_size)]
+        """Images (N, C, H, W) in [0, 1] -> class probabilities (N, K) on the CPU; at most 16 at once on a CPU, whose
+        cache holds no more."""
+        model, at_once = model or self.model, min(batch_size, 16) if self.device.type == "cpu" else batch_size
+        outputs = [model(self.inputs(part)) for part in images.split(at_once)]
         logits = [out if isinstance(out, Tensor) else out.logits for out in outputs]
         return torch.cat([part.float().softmax(1).cpu() for part in logits])
 

@@ -35,8 +35,8 @@ class Task:
         return torch.autograd.grad(self.scores(images, index).sum(), images)[0]
 
     def at_once(self, chunk: int) -> int:
-        """How many images to run at once, of `chunk` allowed: 32 on a CPU, whose cache holds no more."""
-        return chunk if self.images.is_cuda else min(chunk, 32)
+        """How many images to run at once, of `chunk` allowed: 16 on a CPU, whose cache holds no more."""
+        return chunk if self.images.is_cuda else min(chunk, 16)
 
     def variants(self, count: int, chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image with every number below `count`, image by image: indices of both, at most `chunk` at a time."""

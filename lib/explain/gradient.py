@@ -46,7 +46,7 @@ def integrated_gradients(task: Task, steps: int = 50, baseline: float | Tensor =
     """
     x0 = baseline.to(task.images) if isinstance(baseline, Tensor) else float(baseline)
     method = attr.IntegratedGradients(task.logits)
-    return _attribute(task, method, baselines=x0, n_steps=steps, internal_batch_size=chunk).sum(1)
+    return _attribute(task, method, baselines=x0, n_steps=steps, internal_batch_size=task.at_once(chunk)).sum(1)
 
 
 @register("SmoothGrad", "gradient", signed=False)

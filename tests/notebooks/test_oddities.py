@@ -1,5 +1,6 @@
 """Each notebook on its defaults, and the pipeline where something is odd: a failure, a name, a killed process."""
 
+import json
 import subprocess
 import time
 
@@ -9,7 +10,8 @@ from running import ENVIRONMENT, SMOKE, command, outputs, snakemake
 
 from lib.data import generate
 from lib.execute import execute
-from lib.recipe import PROJECT
+from lib.recipe import PROJECT, Recipe
+from lib.training import blackbox_twin
 
 
 def test_a_failed_notebook_survives_with_its_traceback(tmp_path):
@@ -28,7 +30,7 @@ def test_a_failed_notebook_survives_with_its_traceback(tmp_path):
 HONEST = "Ann's Bilder [ü] (2024)"
 
 
-def test_names_are_names_and_no_shell_sees_them(tmp_path):
+def test_names_are_names_and_a_model_is_tested_on_the_images_of_another_set(tmp_path):
     card = yaml.safe_load((PROJECT / "data_manifests/shapes.yaml").read_text())
     folder = tmp_path / HONEST
     generate("shapes", folder, 5, {"train": 16, "val": 8, "test": 8})
@@ -36,17 +38,27 @@ def test_names_are_names_and_no_shell_sees_them(tmp_path):
     card |= {"name": name, "root": ".", "counts": None, "generator": None}
     (folder / "dataset.yaml").write_text(yaml.safe_dump(card, allow_unicode=True), encoding="utf-8")
     tiny = {"epochs": 1, "width": 4, "batch_size": 8, "evolution_count": 1}
+    tiny |= {"explain_methods": ["gradcam"], "explain_count": 8, "faithfulness_count": 2, "sanity_count": 0}
     recipe = {"name": HONEST, "method": "blackbox", "dataset": str(folder / "dataset.yaml"), **tiny}
+    elsewhere = generate("shapes", tmp_path / "other", 6, {"test": 8})
+    (tmp_path / "other/dataset.yaml").write_text(yaml.safe_dump(card | {"name": "other"}), encoding="utf-8")
+    again = {"name": "again", "weights_from": HONEST, "test_dataset": str(tmp_path / "other/dataset.yaml")}
     recipes = tmp_path / "recipes; touch PWN"
     recipes.mkdir()
-    (recipes / f"{HONEST}.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
+    for one in (recipe, recipe | again):
+        text = yaml.safe_dump(one, allow_unicode=True)
+        (recipes / f"{one['name']}.yaml").write_text(text, encoding="utf-8")
     before = set(PROJECT.iterdir())
-    weights = tmp_path / "runs" / HONEST / "best.safetensors"
-    done = snakemake(tmp_path / "runs", recipes, str(weights))
+    measured = tmp_path / "runs/again/metrics.json"
+    done = snakemake(tmp_path / "runs", recipes, str(measured))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    assert weights.exists()
+    assert (tmp_path / "runs" / HONEST / "best.safetensors").exists()
     assert (tmp_path / "runs/data" / f"{name}.json").exists()
     assert set(PROJECT.iterdir()) - before <= {PROJECT / "datasets", PROJECT / ".snakemake"}
+    images = json.loads(measured.read_text(encoding="utf-8"))["images"]
+    assert sorted(images) == sorted(elsewhere["image"])
+    weights = [(tmp_path / "runs" / run / "best.safetensors").read_bytes() for run in (HONEST, "again")]
+    assert weights[0] == weights[1]
 
 
 def test_a_killed_pipeline_leaves_no_notebook_running(tmp_path):
@@ -87,9 +99,11 @@ def test_notebooks_run_on_their_default_parameters(tmp_path):
 
 def test_a_value_changed_in_02_is_found_by_03_in_the_run_folder(tmp_path):
     tiny = {"runs_dir": str(tmp_path), "name": "mine", "limit": {"train": 16, "val": 8, "test": 8}, "epochs": 1}
-    tiny |= {"method": "blackbox", "explain_methods": ["gradcam"], "explain_count": 8, "faithfulness_count": 2}
-    tiny |= {"sanity_count": 0, "aopc_steps": 2, "deletion_steps": 2, "resamples": 10, "width": 8}
-    execute(PROJECT / "notebooks/02_train.ipynb", tmp_path / "02.ipynb", {"changes": tiny}, cell_timeout=600)
+    tiny |= {"explain_methods": ["evidence"], "explain_count": 8, "width": 8}
+    blackbox_twin(Recipe(**tiny))  # as an earlier 03 has trained it
+    given = {"changes": {**tiny, "width": 6, "l1": 1e-4}}
+    execute(PROJECT / "notebooks/02_train.ipynb", tmp_path / "02.ipynb", given, cell_timeout=600)
     given = {"recipe": str(tmp_path / "mine")}
     execute(PROJECT / "notebooks/03_explain.ipynb", tmp_path / "03.ipynb", given, cell_timeout=600)
+    assert Recipe.load(tmp_path / "mine-blackbox").width == 6
     assert (tmp_path / "mine/maps.safetensors").exists()
