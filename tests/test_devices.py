@@ -1,13 +1,13 @@
 """Whatever takes tensors runs on another device than the CPU, and finds there what it finds on the CPU.
 
 The other device is pretended, so that every machine can tell where a function makes a tensor on the CPU to meet one
-that is elsewhere; where there is a GPU, it is the GPU as well. What the reference code says of the values is tested on
-the CPU (tests/golden).
+that is elsewhere; where there is a GPU, it is the GPU as well. What the reference code puts out is found there too.
 """
 
 import inspect
 from contextlib import nullcontext
 
+import golden_values
 import pytest
 import torch
 import yaml
@@ -200,6 +200,19 @@ def test_parameter_randomisation(device, mode):
 
     expected = sanity.parameter_randomisation(explain_fn, model, mode, groups=2)
     assert_same(sanity.parameter_randomisation(explain_fn, model.to(device), mode, groups=2), expected)
+
+
+@pytest.mark.parametrize("name", golden_values.MODELS)
+def test_the_outputs_of_the_reference_networks(device, name, tmp_path):
+    golden_values.MODELS[name](device, tmp_path)  # float32, without TF32
+
+
+REFERENCE = golden_values.METRICS | golden_values.LOSSES
+
+
+@pytest.mark.parametrize("check", REFERENCE.values(), ids=REFERENCE)
+def test_the_values_of_the_reference_metrics_and_losses(device, check):
+    check(device)
 
 
 METHOD_CHANGES = {

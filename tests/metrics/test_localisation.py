@@ -1,81 +1,19 @@
-import json
 from math import isnan
-from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
+from golden_values import CPU, METRICS, assert_rounded, lesions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib import metrics
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "reference_metrics.json").read_text())
 NAN = float("nan")
 
 
-def boxes(rows, size):
-    masks = torch.zeros(len(rows), size, size)
-    for mask, (y, x, height, width) in zip(masks, rows, strict=True):
-        mask[y : y + height, x : x + width] = 1
-    return masks
-
-
-@pytest.fixture(scope="module")
-def lesions():
-    maps = torch.tensor(list(GOLDEN["evidence"].values()))
-    maps = F.interpolate(maps[:, None], size=(512, 512), mode="bicubic", align_corners=False)[:, 0]
-    return maps, boxes(GOLDEN["mask_boxes_yxhw"], 512)
-
-
-def rounded(values):
-    return [round(float(value), 3) for value in values]
-
-
-def test_topk_precision_golden(lesions):
-    maps, masks = lesions
-    sick = torch.tensor(GOLDEN["pred"]) == 1
-    assert rounded(metrics.topk_precision(maps, masks)) == GOLDEN["topk_nonoverlap_precision_ps33"]
-    assert (
-        rounded(metrics.topk_precision(maps[sick], masks[sick]))
-        == GOLDEN["topk_nonoverlap_precision_ps33_true_positives"]
-    )
-    assert (
-        rounded(metrics.topk_precision(maps, masks, threshold=1.0)) == GOLDEN["topk_nonoverlap_precision_ps33_thresh1"]
-    )
-
-
-def test_patch_order_golden(lesions):
-    scores, order = metrics.rank_patches(lesions[0], 33)
-    for image, expected in enumerate(GOLDEN["nonoverlap_patch_order_first10"].values()):
-        found = [[int(p) // 16 * 33, int(p) % 16 * 33] for p in order[image, :10]]
-        assert found == [[int(y), int(x)] for y, x, _ in expected]
-        assert scores[image, :10].tolist() == pytest.approx([score for *_, score in expected], abs=2e-5)
-
-
-def test_activation_golden(lesions):
-    assert [round(float(v), 4) for v in metrics.activation_precision(*lesions)] == GOLDEN["activation_precision"]
-    assert [round(float(v), 4) for v in metrics.activation_sensitivity(*lesions)] == GOLDEN["activation_sensitivity"]
-
-
-def test_grid_pointing_game_golden():
-    healthy = list(GOLDEN["healthy_evidence"])
-    value = metrics.grid_pointing_game(
-        torch.tensor(list(GOLDEN["evidence"].values())),
-        torch.tensor(list(GOLDEN["healthy_evidence"].values())),
-        picks=[[healthy.index(name) for name in row] for row in GOLDEN["grid_pointing_game_picks"]],
-    )
-    assert value == GOLDEN["grid_pointing_game_sensitivity_thresh0.003"]
-
-
-def test_positive_proportion_golden():
-    maps = torch.tensor(list(GOLDEN["evidence"].values()))
-    share = metrics.positive_proportion(maps)
-    assert share.tolist() == list(GOLDEN["positive_proportion_per_image"].values())
-    assert [round(float(v), 3) for v in (share.mean(), share.std(correction=0))] == GOLDEN[
-        "positive_proportion_mean_std"
-    ]
-    assert torch.equal(metrics.negative_proportion(maps), 1 - share)  # no exact zero in these maps
+@pytest.mark.parametrize("name", METRICS)
+def test_the_values_of_the_reference_code(name):
+    METRICS[name](CPU)
 
 
 # A 4 x 4 map of four 2 x 2 patches that score 9, 5, 5, 1 in reading order; the mask touches the third.
@@ -185,11 +123,10 @@ def test_overlapping_patches_by_hand():
     assert metrics.rank_patches(line, 2, by="mean", stride=2)[0].tolist() == [[8, 3.5, 1.5]]
 
 
-def test_overlapping_patches_of_the_golden_maps(lesions):
-    maps, masks = lesions
-    sick = torch.tensor(GOLDEN["pred"]) == 1
+def test_overlapping_patches_of_the_golden_maps():
+    maps, masks, sick = lesions()
     side_by_side = metrics.topk_precision(maps[sick], masks[sick], stride=33)
-    assert rounded(side_by_side) == GOLDEN["topk_nonoverlap_precision_ps33_true_positives"]
+    assert_rounded(side_by_side, "topk_nonoverlap_precision_ps33_true_positives")
     hits = metrics.topk_hits(maps, masks, stride=8)
     for chosen in (slice(None), sick):
         pooled = metrics.topk_precision(maps[chosen], masks[chosen], stride=8)

@@ -4,6 +4,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from golden_values import CPU, MODELS, assert_summary
 from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
@@ -12,7 +13,6 @@ from lib.explain import explain
 from lib.models import (
     Explainer,
     ExplainerClassifier,
-    SoftCAM,
     blackbox,
     explainer_classifier,
     load_reference_checkpoint,
@@ -23,61 +23,9 @@ from lib.models import (
 from lib.models.reference import HEAD, STEM, _architecture
 
 
-def empty(build, *args, **kwargs) -> nn.Module:
-    """A model without initial values, in eval mode: every tensor must come from the file."""
-    with torch.device("meta"):
-        model = build(*args, **kwargs)
-    return model.to_empty(device="cpu").eval()
-
-
-def summary(values: torch.Tensor) -> dict:
-    flat = values.double().flatten()
-    samples = flat[torch.from_numpy(np.linspace(0, len(flat) - 1, 17).astype(int))]
-    return {
-        "shape": list(values.shape),
-        "sum": flat.sum().item(),
-        "abs_sum": flat.abs().sum().item(),
-        "samples": samples.tolist(),
-    }
-
-
-def assert_summary(values: torch.Tensor, expected: dict) -> None:
-    got = summary(values)
-    assert got["shape"] == expected["shape"]
-    assert got["sum"] == pytest.approx(expected["sum"], rel=1e-4, abs=1e-4 * expected["abs_sum"] / 1000)
-    assert got["abs_sum"] == pytest.approx(expected["abs_sum"], rel=1e-4)
-    scale = max(map(abs, expected["samples"]))
-    assert got["samples"] == pytest.approx(expected["samples"], rel=1e-4, abs=1e-4 * scale)
-
-
-@pytest.mark.parametrize("architecture", ["resnet50", "vgg16", "densenet121"])
-def test_softcam_file_gives_the_reference_output(golden, image, formula_weights, architecture, tmp_path):
-    """From the file alone: architecture, classes and names are told from the tensors."""
-    expected = golden[f"softcam_{architecture}_out"]
-    torch.save(formula_weights(golden[f"softcam_{architecture}_keys"], expected["gain"]), tmp_path / "model.pt")
-    model = load_reference_checkpoint(tmp_path / "model.pt")
-    assert isinstance(model, SoftCAM)
-    assert not model.training
-    with torch.no_grad():
-        logits, evidence = model(image(2, 224, 224))
-    torch.testing.assert_close(logits, torch.tensor(expected["logits"]), rtol=1e-4, atol=0)
-    assert_summary(evidence, expected["evidence"])
-
-
-def test_explainer_gives_the_reference_output(golden, image, formula_weights):
-    explainer = load_reference_state(empty(Explainer), formula_weights(golden["xml_explainer_keys"]))
-    with torch.no_grad():
-        assert_summary(explainer(image(2, 224, 224)), golden["xml_explainer_out"])
-
-
-@pytest.mark.parametrize("reference, architecture", [("resnet18",) * 2, ("resnet50",) * 2, ("vgg", "vgg-gated")])
-def test_gated_classifier_gives_the_reference_output(golden, image, formula_weights, reference, architecture):
-    expected = golden[f"xml_{reference}_out"]
-    state = formula_weights(golden[f"xml_{reference}_keys"], expected["gain"])
-    classifier = load_reference_state(empty(blackbox, architecture, 2), state)
-    with torch.no_grad():
-        logits = classifier(image(2, 224, 224), image(2, 224, 224, c=1, phase=0.4))
-    torch.testing.assert_close(logits, torch.tensor(expected["logits"]), rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_file_of_the_reference_code_gives_its_output(name, tmp_path):
+    MODELS[name](CPU, tmp_path)
 
 
 def test_xml_checkpoint_fills_both_parts_or_one(golden, formula_weights, tmp_path):
