@@ -17,7 +17,7 @@ Schedule = Literal["none", "plateau", "cosine", "clipped_cosine", "onecycle", "m
 Sampling = Literal["instance", "class_balanced", "progressive", "progressive_reversed"]
 Checkpoint = Literal["loss", "accuracy", "auc", "sensitivity", "specificity", "precision", "kappa"]
 NAMED = "a letter or digit, then letters, digits, spaces or one of _.,()[]'+=@&!-, no space or full stop at the end"
-Measure = Literal["localisation", "faithfulness", "properties"]
+Measure = Literal["localisation", "removal", "faithfulness", "properties"]  # removal is a part of faithfulness
 NAME = r"^[^\W_](?:[\w .,()\[\]'+=@&!-]*[\w()\[\]'+=@&!-])?$"  # a folder's, on every system
 PHASED = {"alpha": [1.0, 0.5, 0.6], "lr_explainer": [0.0, 0.02, 0.03], "optimizer": ["adamw", "sgd", "sgd"]}
 EXPLAINED = {  # parameters that do not concern a black box

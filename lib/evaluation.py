@@ -24,6 +24,7 @@ from lib.measures import (
     perturbation_grids,
     perturbed,
     properties,
+    removal,
     sanity_summary,
 )
 from lib.recipe import PROJECT, Measure, Recipe
@@ -111,7 +112,8 @@ def summaries(run: Run, values: dict[str, Values], batch: dict[str, Any]) -> dic
 
 def measured(run: Run, maps: dict[str, Tensor], batch: dict[str, Any], what: Measure) -> dict[str, Values]:
     """method -> a group of metrics of its maps, image by image; nothing where the recipe does not `measure` it."""
-    group = {"localisation": localisation, "faithfulness": faithfulness, "properties": properties}[what]
+    groups = {"localisation": localisation, "removal": removal, "faithfulness": faithfulness, "properties": properties}
+    group = groups[what]
     return {method: group(run, m, batch, method) for method, m in maps.items()} if what in run.recipe.measure else {}
 
 

@@ -116,6 +116,13 @@ def kept(run: Run, maps: Tensor, images: Tensor, labels: Tensor) -> Values:
     }
 
 
+def removal(run: Run, maps: Tensor, batch: dict[str, Any], method: str) -> Values:
+    """The part of `faithfulness` that `removed` measures, on the run's own model alone."""
+    chosen = perturbed(run, batch)
+    found = removed(run.predict, run, maps[chosen], batch["image"][chosen], batch["label"][chosen])
+    return {key: spread(value.float(), chosen, len(maps)) for key, value in found.items()}
+
+
 def faithfulness(run: Run, maps: Tensor, batch: dict[str, Any], method: str) -> Values:
     """Faithfulness metrics of one method's maps (N, H, W); NaN on images that are not perturbed.
 
@@ -153,7 +160,8 @@ def properties(run: Run, maps: Tensor, batch: dict[str, Any], method: str) -> Va
         "flip_equivariance": m.flip_equivariance(again, images, maps[chosen]),
     }
     if method in ("evidence", "integrated_gradients", "lrp"):
-        part["completeness"] = completeness(run, method, maps, batch)[chosen]
+        given = {key: batch[key][chosen] for key in ("image", "label")}
+        part["completeness"] = completeness(run, method, maps[chosen], given)
     return found | {key: spread(value, chosen, len(maps)) for key, value in part.items()}
 
 

@@ -7,7 +7,7 @@ It is read from a YAML of notebooks/recipes, from a run folder (the recipe that 
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
@@ -134,7 +134,7 @@ class Recipe(BaseModel):
     test_dataset: str | None = Field(None, description="explain and evaluate on the test images of this one instead")
     explain_methods: list[str] | None = Field(None, description="none: the usual ones of the method")
     explain_count: int = Field(60, ge=1, description="images explained, drawn across classes")
-    measure: list[Measure] = Field(list(get_args(Measure)), description="what is measured of the maps")
+    measure: list[Measure] = Field(["localisation", "faithfulness", "properties"], description="of the maps")
     ig_steps: int = Field(16, ge=1, description="integrated gradients: points on the path")
     topk: int = Field(10, ge=1, description="top-k localisation precision for k = 1 to this many patches")
     patch: int | None = Field(None, gt=0, description="side of the localisation patches in pixels; none: the data's")

@@ -88,12 +88,14 @@ def test_a_usual_method_that_cannot_explain_the_model_is_left_out_and_a_named_on
 
 
 def test_what_a_recipe_does_not_measure_is_not_measured(trained, tiny):
-    recipe = trained["softcam"].recipe.replace(measure=["localisation"], split="val", explain_methods=["evidence"])
+    asked = {"measure": ["localisation", "removal"], "split": "val", "explain_methods": ["evidence"]}
+    recipe = trained["softcam"].recipe.replace(**asked)
     run = load_or_train(recipe)
     explain_and_keep(run)
     metrics = evaluate_run(run)
     assert set(metrics["explanations"]["evidence"]) >= {"topk_precision", "activation_precision"}
-    assert not {"aopc", "gini"} & set(metrics["explanations"]["evidence"])
+    assert {"aopc", "deletion_area"} < set(metrics["explanations"]["evidence"])
+    assert not {"road", "common_aopc", "gini"} & set(metrics["explanations"]["evidence"])
     assert len(metrics["images"]) == metrics["classification"]["count"] == 8
     assert metrics["images"] == run.images()["id"]
     explain_and_keep(trained["softcam"])

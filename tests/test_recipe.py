@@ -104,7 +104,7 @@ def test_unknown_parameter_is_named_with_the_known_ones():
         ({"sweep": {"name": "x", "parameter": "l3"}}, "sweep: parameter: expected one that is a number, got 'l3'"),
         ({"twin": "../x"}, r"twin: expected a letter .*got '../x'"),
         ({"weights_from": "a/b"}, "weights_from: expected a letter .*got 'a/b'"),
-        ({"measure": ["sanity"]}, "measure: .*'localisation', 'faithfulness' or 'properties', got 'sanity'"),
+        ({"measure": ["sanity"]}, "measure: .*'localisation', 'removal', 'faithfulness' or 'properties', got 'sanity'"),
         ({"l1": -1.0}, "l1: .*greater than or equal to 0, got -1.0"),
         ({"method": "explainer_classifier", "epochs": [1, 2]}, r"epochs: expected one value or 3 for .*got \[1, 2\]"),
         ({"epochs": [1, 2, 3]}, r"epochs: expected one value or 1 for softcam, got \[1, 2, 3\]"),
