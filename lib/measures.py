@@ -40,8 +40,10 @@ def explainer_of(run: Run, method: str, labels: Tensor) -> Callable[[Tensor], Te
 def patch_of(run: Run) -> int:
     """Side in pixels of the localisation patches: the recipe's, else that of the data set evaluated on, which is in
     pixels of its files, scaled as the recipe scales them."""
+    if run.recipe.patch:
+        return run.recipe.patch
     card, size = load_description(run.recipe.test_dataset or run.recipe.dataset), run.recipe.image_size
-    return run.recipe.patch or max(1, round(card.patch * size / min(card.image_size)) if size else card.patch)
+    return max(1, round(card.patch * size / min(card.image_size))) if size else card.patch
 
 
 def localisation(run: Run, maps: Tensor, batch: dict[str, Any], method: str) -> Values:
