@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from nbclient.exceptions import CellTimeoutError
 
 ATTEMPTS = 2
+INSERTED = {"injected-parameters", "papermill-error-cell-tag"}  # tags of cells that papermill adds
 
 
 def execute(notebook: str | Path, output: str | Path, parameters: dict[str, Any], cell_timeout: int = 3600) -> None:
@@ -48,7 +49,7 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict[str, Any]
 def last_started(output: str | Path) -> str:
     """The cell of an executed notebook that was begun last, counted from 1 on."""
     cells = nbformat.read(output, as_version=4).cells if Path(output).is_file() else []
-    cells = [cell for cell in cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    cells = [cell for cell in cells if not INSERTED & set(cell.metadata.get("tags", []))]
     begun = [i for i, cell in enumerate(cells, 1) if cell.metadata.get("papermill", {}).get("start_time")]
     return f"cell {begun[-1]}" if begun else "its start"
 
