@@ -127,7 +127,9 @@ class Recipe(BaseModel):
     evolution_count: int = Field(4, ge=0, description="validation images whose explanation is kept after each epoch")
 
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    precision: Literal["32", "bf16"] = Field("32", description="of the training; bf16: automatic mixed precision")
+    precision: Literal["32", "bf16", "auto"] = Field(
+        "32", description="of the training; bf16: automatic mixed precision; auto: bf16 where the device computes in it"
+    )
     threads: int = Field(1, ge=1, description="CPU threads; pinned, since sums depend on it in the last bit")
 
     split: Literal["val", "test"] = Field("test", description="images that are explained and evaluated; val: to choose")

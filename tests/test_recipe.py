@@ -118,7 +118,7 @@ def test_unknown_parameter_is_named_with_the_known_ones():
         ({"criterion": "kappa", "class_weights": "balanced"}, "class_weights: expected none .*'kappa', got balanced"),
         ({"checkpoint": ["loss", "auc"]}, r"checkpoint: expected one value or 1 for softcam, got \['loss', 'auc'\]"),
         ({"checkpoint": "f1"}, "checkpoint: .*'sensitivity'.*got 'f1'"),
-        ({"precision": 16}, "precision: .*'32' or 'bf16', got 16"),
+        ({"precision": 16}, "precision: .*'32', 'bf16' or 'auto', got 16"),
         ({"alpha": 1.5}, "alpha: expected nothing above 1, got 1.5"),
         ({**EXPLAINER, "alpha": [1.0, 0.25, 1.01]}, r"alpha: expected nothing above 1, got \[1.0, 0.25, 1.01\]"),
         ({"lr": math.nan}, "lr: .*finite number, got nan"),

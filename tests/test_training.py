@@ -224,3 +224,13 @@ def test_a_checkpoint_from_elsewhere_becomes_a_run(tiny, trained, tmp_path):
     with pytest.raises(ValueError, match="damaged"):
         training.adopt_checkpoint(tiny(name="adopted", method="blackbox"), tmp_path / "cut.pth")
     assert torch.equal(Run.load(run.dir).predict(images), theirs.predict(images))  # what was there is kept
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_precision_is_bf16_where_it_is_asked_for_or_the_device_computes_in_it(monkeypatch, has):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: not has)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    found = {p: fitting.computes_in_bf16(p, cpu) for p in ("32", "bf16", "auto")}
+    assert found == {"32": False, "bf16": True, "auto": has}
+    assert fitting.computes_in_bf16("auto", gpu) is not has
