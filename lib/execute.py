@@ -88,7 +88,7 @@ def end_with(pid: int) -> None:
 def main(job: Any) -> None:
     """A job of the Snakefile: its notebook is an input, what it executes to is its log."""
     end_with(job.config["pid"])
-    gpu = take_gpu(job.config["gpus"]) if job.resources.get("gpu") else None  # until this process ends
+    _gpu = take_gpu(job.config["gpus"]) if job.resources.get("gpu") else None  # kept until this process ends
     try:
         execute(job.input.notebook, job.log[0], job.params.parameters, job.params.cell_timeout)
     except papermill.PapermillExecutionError as error:
@@ -96,8 +96,6 @@ def main(job: Any) -> None:
         sys.exit(f"{where}: {error.ename}: {error.evalue}; the notebook: {job.log[0]}")
     except RuntimeError as error:
         sys.exit(str(error))
-    finally:
-        del gpu
 
 
 if "snakemake" in globals():
