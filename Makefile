@@ -39,7 +39,7 @@ lab: $(VENV)/.installed
 	jupyter lab --notebook-dir notebooks
 
 check-recipes: $(VENV)/.installed
-	python -m lib.dry_run $(if $(BATCH),--batch $(BATCH)) $(RECIPES)
+	python -m benchmarks.recipes $(if $(BATCH),--batch $(BATCH)) $(RECIPES)
 
 bench: $(VENV)/.installed
 	$(VENV)/bin/python -m pip install --quiet -e '.[bench]'

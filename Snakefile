@@ -19,8 +19,7 @@ from pathlib import Path
 
 from lib.experiments import experiments
 from lib.identity import code_hashes
-from lib.reading import read_yaml
-from lib.recipe import Recipe
+from lib.recipe import Recipe, read_yaml
 
 RECIPES = config.get("recipes", "notebooks/recipes")
 RUNS = str(config.get("runs", "runs"))
@@ -32,19 +31,18 @@ config["gpus"] = int(config.get("gpus", sum(line.startswith("GPU ") for line in 
 config["pid"] = os.getpid()  # jobs end with it
 
 
-
 def card(dataset):
     return Path(dataset) if dataset.endswith((".yaml", ".yml")) else Path(f"data_manifests/{dataset}.yaml")
 
 
 def data_of(recipe):
     """name -> card of the data sets that a recipe needs; ValueError where a card has no name."""
-    found = {}
-    for path in [card(one) for one in (recipe.dataset, recipe.test_dataset) if one]:
-        found[str(read_yaml(path).get("name"))] = path
-        if cards.setdefault(str(read_yaml(path).get("name")), path) != path:
-            raise ValueError(f"{path}: name: also that of {cards[str(read_yaml(path).get('name'))]}")
-    return found
+    paths = [card(one) for one in (recipe.dataset, recipe.test_dataset) if one]
+    found = [(str(read_yaml(path).get("name")), path) for path in paths]
+    for name, path in found:
+        if cards.setdefault(name, path) != path:
+            raise ValueError(f"{path}: name: also that of {cards[name]}")
+    return dict(found)
 
 
 cards = {}
@@ -124,9 +122,9 @@ wildcard_constraints:
 
 rule figures:
     input:
-        metrics=[f"{RUNS}/{name}{suffix(seed)}/metrics.json" for name in recipes for seed in SEEDS
+        metrics=[f"{RUNS}/{name}{suffix(seed)}/table.parquet" for name in recipes for seed in SEEDS
                  if not (seed and recipes[name].sweep)],
-        code=python("lib/results.py", "lib/claims.py", "lib/published.py", "lib/plots", "lib/figures", "data_manifests/published/numbers.yaml"),
+        code=python("lib/table", "lib/plots.py", "lib/figures.py", "notebooks/claims.yaml", "data_manifests/published/numbers.yaml"),
         notebook="notebooks/05_figures.ipynb",
     output:
         RUNS + "/figures/index.json",
@@ -146,7 +144,7 @@ rule figures:
 rule data:
     input:
         manifest,
-        code=python("lib/data"),
+        code=python("lib/data", "prepare"),
         notebook="notebooks/01_data.ipynb",
     output:
         RUNS + "/data/{dataset}.json",
@@ -190,7 +188,7 @@ use rule train as explain with:
         RUNS + "/{name}{suffix}/best.safetensors",
         weights("twin"),
         recipe_file,
-        code=python("lib/evaluation.py", "lib/measures.py", "lib/explain"),
+        code=python("lib/maps.py", "lib/explain"),
         notebook="notebooks/03_explain.ipynb",
     wildcard_constraints:
         name=one_of(others),
@@ -208,13 +206,12 @@ use rule train as evaluate with:
         RUNS + "/{name}{suffix}/maps.safetensors",
         weights("twin"),
         recipe_file,
-        code=python("lib/evaluation.py", "lib/measures.py", "lib/sanity.py", "lib/metrics"),
+        code=python("lib/maps.py", "lib/evaluate.py", "lib/table", "lib/sanity.py", "lib/metrics"),
         notebook="notebooks/04_evaluate.ipynb",
     wildcard_constraints:
         name=one_of(others),
     output:
-        RUNS + "/{name}{suffix}/metrics.json",
-        RUNS + "/{name}{suffix}/values.safetensors",
+        RUNS + "/{name}{suffix}/table.parquet",
     log:
         RUNS + "/{name}{suffix}/04_evaluate.ipynb",
     benchmark:
@@ -226,15 +223,14 @@ use rule train as point with:
         RUNS + "/{name}{suffix}/best.safetensors",
         weights("twin"),
         recipe_file,
-        code=python("lib/evaluation.py", "lib/explain", "lib/measures.py", "lib/sanity.py", "lib/metrics"),
+        code=python("lib/maps.py", "lib/explain", "lib/evaluate.py", "lib/table", "lib/sanity.py", "lib/metrics"),
         notebook="notebooks/04_evaluate.ipynb",
     wildcard_constraints:
         name=one_of(points),
     output:
         RUNS + "/{name}{suffix}/maps.safetensors",
         RUNS + "/{name}{suffix}/maps.json",
-        RUNS + "/{name}{suffix}/metrics.json",
-        RUNS + "/{name}{suffix}/values.safetensors",
+        RUNS + "/{name}{suffix}/table.parquet",
     log:
         RUNS + "/{name}{suffix}/04_evaluate.ipynb",
     benchmark:

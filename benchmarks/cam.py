@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from benchmarks.models import network, samples
 from benchmarks.timing import REPEATS, Row, compare, difference, interleaved, peer
 from lib.explain import explain
-from lib.models import last_features
 
 METHODS = {"gradcam": "GradCAM", "layercam": "LayerCAM", "scorecam": "ScoreCAM"}
 GRADIENT = (("compact", 64, 32), ("resnet18", 96, 16))
@@ -62,7 +61,7 @@ def rows(method: str, name: str, side: int, count: int, target: float) -> list[R
     """Score-CAM of resnet18 takes the first stage: 64 channels, a forward pass each, instead of 512."""
     images, _, classes = samples(count, side)
     model = network(name)
-    layer = model.layer1 if (method, name) == ("scorecam", "resnet18") else last_features(model)
+    layer = model.layer1 if (method, name) == ("scorecam", "resnet18") else model.last_features
     given = (method, model, layer, images, classes)
     calls = {
         "ours": partial(ours, *given),

@@ -22,18 +22,19 @@ def stored_mb(count: int) -> float:
 
 
 def evaluate(count: int) -> float:
-    """MB: the peak resident size of this process after Grad-CAM and `lib.measures` on `count` images."""
+    """MB: the peak resident size of this process after Grad-CAM and `lib.evaluate` on `count` images."""
     from benchmarks.models import network, samples
+    from lib.evaluate import kept, removed
     from lib.explain import explain
-    from lib.measures import kept, removed
 
     images, classes = samples(count, SIDE)[::2]
     model = network("tiny")
     maps = explain("gradcam", model, images, classes, layer=model[0])
     recipe = SimpleNamespace(patch=SIDE // 4, stream=lambda *_: 0, **RECIPE)
     run = SimpleNamespace(recipe=recipe, predict=torch.no_grad()(lambda x: model(x).softmax(1)))
-    removed(run.predict, run, maps, images, classes)
-    kept(run, maps, images, classes)
+    batch = {"image": images, "label": classes}
+    removed(run.predict, run, maps, batch)
+    kept(run, maps, batch)
     return peak_mb()
 
 

@@ -19,31 +19,27 @@ import psutil
 from filelock import FileLock, Timeout
 from nbclient.exceptions import CellTimeoutError
 
-ATTEMPTS = 2
 INSERTED = {"injected-parameters", "papermill-error-cell-tag"}  # tags of cells that papermill adds
 
 
 def execute(notebook: str | Path, output: str | Path, parameters: dict[str, Any], cell_timeout: int = 3600) -> None:
-    """Runs a notebook into `output`; no cell may take longer than `cell_timeout` seconds.
-
-    RuntimeError naming notebook, cell and recipe where the kernel hung or died twice; papermill's own error where a
-    cell raised. The kernel is gone afterwards, whatever happened.
-    """
+    """Runs a notebook into `output`; no cell may take longer than `cell_timeout` seconds. RuntimeError naming notebook,
+    cell and recipe where the kernel hung or died twice; papermill's own error where a cell raised. The kernel is gone
+    afterwards, whatever happened."""
     logging.getLogger("traitlets").setLevel(logging.ERROR)  # the port race at a kernel's start, harmless
+    options = {"kernel_name": "python3", "progress_bar": False, "start_timeout": 180, "execution_timeout": cell_timeout}
     recipe = (parameters.get("changes") or {}).get("name") or parameters.get("recipe", "the default recipe")
-    for attempt in range(1, ATTEMPTS + 1):
+    for attempt in (1, 2):
         try:
-            papermill.execute_notebook(
-                notebook, output, parameters, kernel_name="python3", progress_bar=False, start_timeout=180,
-                execution_timeout=cell_timeout,
-            )  # fmt: skip
+            papermill.execute_notebook(notebook, output, parameters, **options)
             return
-        except (CellTimeoutError, RuntimeError) as error:  # what jupyter_client raises of kernels that do not start
-            hung = isinstance(error, CellTimeoutError)
-            what = f"took longer than cell_timeout, {cell_timeout} s" if hung else f"lost its kernel ({error})"
-            said = f"{Path(notebook).name}, {last_started(output)}, recipe {recipe}: {what}"
-            print(f"{said} (attempt {attempt} of {ATTEMPTS})", file=sys.stderr, flush=True)
-    raise RuntimeError(f"{said}, {ATTEMPTS} times; the notebook as far as it came: {output}")
+        except CellTimeoutError:
+            what = f"took longer than cell_timeout, {cell_timeout} s"
+        except RuntimeError as error:  # what jupyter_client raises of kernels that do not start
+            what = f"lost its kernel ({error})"
+        said = f"{Path(notebook).name}, {last_started(output)}, recipe {recipe}: {what}"
+        print(f"{said} (attempt {attempt} of 2)", file=sys.stderr, flush=True)
+    raise RuntimeError(f"{said}, 2 times; the notebook as far as it came: {output}")
 
 
 def last_started(output: str | Path) -> str:
@@ -55,12 +51,9 @@ def last_started(output: str | Path) -> str:
 
 
 def take_gpu(count: int) -> FileLock | None:
-    """Makes one of the visible GPUs this process' own, waiting for a free one, as long as the lock is kept.
-
-    `count`: how many there are where CUDA_VISIBLE_DEVICES does not say. None where there is none.
-    """
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [name for name in given.split(",") if name] if given is not None else [str(i) for i in range(count)]
+    """Makes one of the visible GPUs (`count`, where CUDA_VISIBLE_DEVICES does not say) this process' own, waiting for a
+    free one, as long as the lock is kept. None where there is none."""
+    names = list(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")))
     while names:
         for name in names:
             lock = FileLock(Path(tempfile.gettempdir()) / f"in-model-{getpass.getuser()}-gpu-{name}.lock")

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from lib.reading import read_yaml
-from lib.recipe import PROJECT, Recipe
+from lib import PROJECT
+from lib.recipe import Recipe, read_yaml
 
 DEMO = PROJECT / "notebooks/recipes/demo.yaml"  # that of the notebooks alone
 
@@ -18,9 +18,9 @@ def experiments(folder: str | Path) -> dict[str, tuple[Path, dict[str, Any]]]:
     another is, or names a twin or a run to take weights from that is not among them or cannot be it.
     """
     folder = PROJECT / folder
-    found: dict[str, tuple[Path, dict[str, Any]]] = {
-        path.stem: (within(path), {}) for path in sorted(folder.glob("*.yaml")) if path != DEMO
-    }
+    found: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for path in sorted(set(folder.glob("*.yaml")) - {DEMO}):  # from the root: the same wherever the project is
+        found[path.stem] = (path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path), {}
     recipes = {name: Recipe.load(path) for name, (path, _) in found.items()}
     for path in sorted(folder.glob("sweeps/*.yaml")):
         for name, point in points(path).items():
@@ -38,26 +38,25 @@ def experiments(folder: str | Path) -> dict[str, tuple[Path, dict[str, Any]]]:
             point |= {"weights_from": same[0]} if same else {}
             recipes[name] = Recipe.load(*found[name])
     for name, recipe in recipes.items():
-        path = found[name][0]
-        if recipe.name != name:
-            raise ValueError(f"{path}: name: expected {name!r} as the file is called, got {recipe.name!r}")
-        for key in ("twin", "weights_from"):
-            if (other := getattr(recipe, key)) and other not in found:
-                raise ValueError(f"{path}: {key}: no recipe {other!r} in {folder}")
         try:
-            if recipe.twin and recipe.method != "blackbox":
-                recipe.check_twin(recipes[recipe.twin])
+            check(name, recipe, recipes)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        source = recipes[recipe.weights_from] if recipe.weights_from else recipe
-        if differ := [key for key, value in recipe.training.items() if value != source.training[key]]:
-            raise ValueError(f"{path}: weights_from: {source.name} is trained with another {', '.join(differ)}")
+            raise ValueError(f"{found[name][0]}: {error}") from None
     return found
 
 
-def within(path: Path) -> Path:
-    """From the project's root where it lies in it: the same wherever the project is."""
-    return path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path
+def check(name: str, recipe: Recipe, recipes: dict[str, Recipe]) -> None:
+    """ValueError where a recipe is called otherwise than `name`, or where those that it names are not, or cannot be."""
+    if recipe.name != name:
+        raise ValueError(f"name: expected {name!r} as the file is called, got {recipe.name!r}")
+    for key in ("twin", "weights_from"):
+        if (other := getattr(recipe, key)) and other not in recipes:
+            raise ValueError(f"{key}: no recipe {other!r} in its folder")
+    if recipe.twin and recipe.method != "blackbox":
+        recipe.check_twin(recipes[recipe.twin])
+    source = recipes[recipe.weights_from] if recipe.weights_from else recipe
+    if differ := [key for key, value in recipe.training.items() if value != source.training[key]]:
+        raise ValueError(f"weights_from: {source.name} is trained with another {', '.join(differ)}")
 
 
 def points(path: Path) -> dict[str, dict[str, Any]]:

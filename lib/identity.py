@@ -6,12 +6,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lib.reading import stored_run
-from lib.recipe import PROJECT, Recipe, checked
+from lib import PROJECT
+from lib.recipe import Recipe, checked, stored_run
 
 CODE = (  # files and folders of lib
-    "recipe.py", "runs.py", "training.py", "fitting.py", "objective.py", "optimisation.py", "selection.py",
-    "losses.py", "models", "data/manifest.py", "data/dataset.py", "data/pixels.py",
+    "recipe.py", "run.py", "train.py", "phase.py", "losses.py", "models",
+    "data/manifest.py", "data/dataset.py", "data/pixels.py", "data/sampling.py",
 )  # fmt: skip
 
 
@@ -30,41 +30,32 @@ def digest(content: bytes) -> str:
 def identity(recipe: Recipe) -> dict[str, Any]:
     """Hashes, besides the recipe: of the rows that it trains and validates on, of how their classes and channels are
     read, of the file that its weights start from (none: None), of the code."""
-    from lib.data import load_description, manifest_hash, prepare  # with torch: the pipeline only asks for the code
+    from lib.data import load_description, manifest_hash, ready  # with torch: the pipeline only asks for the code
 
-    rows, card = prepare(recipe.dataset, limit=recipe.limit), load_description(recipe.dataset)
-    reading = repr((card.classes, card.channels, card.mean, card.std))
+    rows, card = ready(recipe.dataset, limit=recipe.limit), load_description(recipe.dataset)
     return {
         "data": manifest_hash(rows[rows["split"] != "test"]),
-        "card": digest(reading.encode()),
+        "card": digest(repr((card.classes, card.channels, card.mean, card.std)).encode()),
         "start": digest(recipe.weights_file.read_bytes()) if recipe.weights_file else None,
         "code": code_hashes(),
     }
 
 
-def differing(mine: Recipe, theirs: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Training parameter -> its values in two recipes, where they differ."""
-    own, other = mine.training, theirs.training
-    return {key: (own[key], other[key]) for key in own if own[key] != other[key]}
-
-
 def differences(recipe: Recipe, folder: Path, now: dict[str, Any]) -> dict[str, str]:
-    """How a folder's run was trained otherwise, in words, by parameter or by key of `identity`; empty: it was not.
-
-    A finished run of an adopted checkpoint is compared by its parameters alone.
-    """
+    """How a folder's run was trained otherwise, in words, by parameter or by key of `identity`; empty: it was not. A
+    finished run of an adopted checkpoint is compared by its parameters alone."""
     try:
         stored = stored_run(folder)
-        found = differing(recipe, checked(stored["recipe"], f"{folder.name}/recipe.json"))
+        theirs = checked(stored["recipe"], f"{folder.name}/recipe.json").training
     except ValueError as error:
         return {"recipe.json": str(error)}
-    said = {key: f"{key}: {mine} (trained with {theirs})" for key, (mine, theirs) in found.items()}
-    own = folder / "best.safetensors"
-    if recipe.weights_from and own.is_file():
+    said = {k: f"{k}: {v} (trained with {theirs[k]})" for k, v in recipe.training.items() if v != theirs[k]}
+    finished = (own := folder / "best.safetensors").is_file()
+    if recipe.weights_from and finished:
         source = recipe.replace(name=recipe.weights_from).run_dir / own.name
         if source.is_file() and not filecmp.cmp(source, own, shallow=False):
             said["weights_from"] = f"weights_from: {recipe.weights_from} has other weights now"
-    if "adopted" in stored and own.is_file():
+    if finished and "adopted" in stored:
         return said
     for key, what in {
         "data": "images, labels or masks of the training data changed",

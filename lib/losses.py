@@ -20,10 +20,8 @@ def contiguity(z: Tensor) -> Tensor:
 
 
 def outside_penalty(z: Tensor, mask: Tensor) -> Tensor:
-    """`|sum (1 - m) z / (sum (1 - m) + 1e-6)|`: the mean of z outside the annotated region, (N,), in [0, 1].
-
-    mask: 0/1 of z's shape, 1 inside the region. 0 where the mask covers the whole image.
-    """
+    """`|sum (1 - m) z / (sum (1 - m) + 1e-6)|`: the mean of z outside the region where the mask m, 0 or 1 in z's shape,
+    is 1: (N,), in [0, 1]; 0 where it covers the whole image."""
     z = _checked(z)
     if mask.shape != z.shape:
         raise ValueError(f"mask: expected shape {tuple(z.shape)} to match z, got {tuple(mask.shape)}")
@@ -43,7 +41,6 @@ def explanation_loss(
 
     reduction: over the N samples. has_mask: (N,) bool, the samples whose mask counts (None: all); the others keep the
     unsupervised loss, so that an unannotated image is not driven to an empty heatmap.
-    Raises ValueError for beta outside [0, 1], another reduction, or shapes that do not match.
     """
     if not 0 <= beta <= 1:
         raise ValueError(f"beta: expected a value in [0, 1], got {beta}")
@@ -67,12 +64,22 @@ def evidence_penalty(evidence: Tensor, l1: float, l2: float) -> Tensor:
     return l1 * maps.abs().sum(1).mean() + l2 * torch.linalg.vector_norm(maps, dim=1).mean()
 
 
-def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0, weights: Tensor | None = None) -> Tensor:
-    """`sum_n w_y (1 - p_y)^gamma (-log p_y) / sum_n w_y`, a scalar >= 0 (Lin et al. 2017, eq. 5).
+def classification_loss(
+    logits: Tensor, labels: Tensor, criterion: str = "cross_entropy", weights: Tensor | None = None, gamma: float = 2.0
+) -> Tensor:
+    """The criterion cross_entropy, focal (of that gamma), kappa, mse, mae or smooth_l1: a scalar.
 
-    weights: (K,) of the classes (None: 1), averaged over as cross entropy does, which gamma = 0 is.
-    Raises ValueError for a negative gamma or shapes that do not match.
+    weights: (K,) of the classes (None: 1), averaged over as cross entropy does; kappa takes none.
     """
+    if criterion == "cross_entropy":
+        return F.cross_entropy(logits, labels, weights)
+    if criterion == "focal":
+        return focal_loss(logits, labels, gamma, weights)
+    return kappa_loss(logits, labels) if criterion == "kappa" else grade_loss(logits, labels, criterion, weights)
+
+
+def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0, weights: Tensor | None = None) -> Tensor:
+    """`sum_n w_y (1 - p_y)^gamma (-log p_y) / sum_n w_y`, a scalar >= 0 (Lin et al. 2017, eq. 5)."""
     if gamma < 0:
         raise ValueError(f"gamma: expected a value >= 0, got {gamma}")
     log_p = _of_logits(logits, labels).log_softmax(1).gather(1, labels[:, None])[:, 0]
@@ -85,44 +92,29 @@ def kappa_loss(logits: Tensor, labels: Tensor, eps: float = 1e-6) -> Tensor:
     in [log eps, log(2 + eps)] (de la Torre, Puig & Valls, Pattern Recognition Letters 105, 2018).
 
     `1 - kappa = sum_n sum_k W[y_n, k] p_n,k / sum_jk W[j, k] c_j q_k`, `W[j, k] = (j - k)^2 / (K - 1)^2`, c_j the
-    number of samples of grade j and q_k the mean of p_k. It depends on the batch as a whole: the mean over batches is
-    not the loss of all samples, and a batch of a single grade gives 0 and teaches nothing. Classes are ordered grades.
+    samples of grade j and q_k the mean of p_k. The mean over batches is not the loss of all samples, and a batch of a
+    single grade gives 0 and teaches nothing.
     """
     p = _of_logits(logits, labels).softmax(1)
     grades = torch.arange(p.shape[1], dtype=p.dtype, device=p.device)
     cost = ((grades[:, None] - grades) / (len(grades) - 1)) ** 2
-    truth = F.one_hot(labels, len(grades)).to(p.dtype)
-    expected = truth.sum(0) @ cost @ p.mean(0)
+    expected = F.one_hot(labels, len(grades)).to(p.dtype).sum(0) @ cost @ p.mean(0)
     return ((cost[labels] * p).sum() / expected.clamp(min=eps**2) + eps).log()
 
 
-DISTANCES = {
-    "mse": torch.square,
-    "mae": torch.abs,
-    "smooth_l1": lambda error: F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none"),
-}
+DISTANCES = {"mse": F.mse_loss, "mae": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
 
 
-def grade_loss(
-    logits: Tensor,
-    labels: Tensor,
-    distance: Literal["mse", "mae", "smooth_l1"],
-    weights: Tensor | None = None,
-) -> Tensor:
-    """`sum_n w_y sum_k p_k d(k - y) / sum_n w_y`, a scalar >= 0: regression on the grade, classes being ordered grades.
-
-    d(e): e^2 (mse), |e| (mae), or e^2 / 2 up to |e| = 1 and |e| - 1/2 beyond (smooth_l1; Girshick 2015).
-    The K logits stay those of a classifier: the loss is what a grade drawn from p is wrong by, on average; for mse it
-    is `(g - y)^2 + Var_p(k)` with the expected grade `g = sum_k k p_k`. The variance makes it least where p is certain,
-    so that the most probable class is the grade that a regression would be rounded to (mse: the grade nearest to the
-    mean of the labels; mae: their median) and every metric and explanation of a class goes on to mean what it says.
-    p itself tends to 0 and 1 and is no calibrated probability.
-    """
+def grade_loss(logits: Tensor, labels: Tensor, distance: str, weights: Tensor | None = None) -> Tensor:
+    """`sum_n w_y sum_k p_k d(k, y) / sum_n w_y`, a scalar >= 0: what a grade drawn from p is wrong by, on average.
+    For mse it is `(g - y)^2 + Var_p(k)`, `g = sum_k k p_k`: least where p is certain, so the most probable class is the
+    grade that a regression would be rounded to (mse: the nearest to the mean of the labels; mae: their median)."""
     if distance not in DISTANCES:
         raise ValueError(f"distance: expected one of {', '.join(DISTANCES)}, got {distance!r}")
     p = _of_logits(logits, labels).softmax(1)
-    error = torch.arange(p.shape[1], dtype=p.dtype, device=p.device) - labels[:, None].to(p.dtype)
-    return _weighted_mean((p * DISTANCES[distance](error)).sum(1), labels, weights)
+    grades = torch.arange(p.shape[1], dtype=p.dtype, device=p.device).expand_as(p)
+    errors = DISTANCES[distance](grades, labels[:, None].to(p.dtype).expand_as(p), reduction="none")
+    return _weighted_mean((p * errors).sum(1), labels, weights)
 
 
 def _weighted_mean(losses: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
@@ -134,8 +126,7 @@ def _weighted_mean(losses: Tensor, labels: Tensor, weights: Tensor | None) -> Te
 
 def _of_logits(logits: Tensor, labels: Tensor) -> Tensor:
     if logits.ndim != 2 or not logits.is_floating_point() or logits.shape[1] < 2:
-        shape = tuple(logits.shape)
-        raise ValueError(f"logits: expected floating-point values of shape (N, K >= 2), got {logits.dtype} {shape}")
+        raise ValueError(f"logits: expected floats of shape (N, K >= 2), got {logits.dtype} {tuple(logits.shape)}")
     if labels.shape != logits.shape[:1]:
         raise ValueError(f"labels: expected shape {tuple(logits.shape[:1])}, got {tuple(labels.shape)}")
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -4,46 +4,43 @@ It is read from a YAML of notebooks/recipes, from a run folder (the recipe that 
 `changes`: what a notebook takes, what the pipeline runs and what `Recipe.load` returns is the same.
 """
 
+import json
+import reprlib
 import zlib
-from dataclasses import dataclass
+from collections import namedtuple
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from lib.choices import (
-    EXPLAINED,
-    NAME,
-    NOT_TRAINED,
-    PHASED,
-    PHASES,
-    USUAL_METHODS,
-    Checkpoint,
-    Measure,
-    Optimizer,
-    Sampling,
-    Schedule,
-)
-from lib.reading import read_yaml, said, stored_run
+from lib import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[1]
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One training phase: what is optimised, for how long, with which weight of the classification loss, and by which
-    measurement on the validation images the state to keep is chosen."""
-
-    name: str
-    epochs: int
-    alpha: float
-    lr: float
-    lr_explainer: float
-    optimizer: Optimizer
-    schedule: Schedule
-    patience: int
-    checkpoint: Checkpoint
+Split = Literal["train", "val", "test"]
+Count, Rate, Share = Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0, le=1)]
+Optimizer = Literal["sgd", "adam", "adamw", "adadelta"]
+Schedule = Literal["none", "plateau", "cosine", "clipped_cosine", "onecycle", "multistep", "exponential"]
+Sampling = Literal["instance", "class_balanced", "progressive", "progressive_reversed"]
+Criterion = Literal["cross_entropy", "focal", "kappa", "mse", "mae", "smooth_l1"]
+Checkpoint = Literal["loss", "accuracy", "auc", "sensitivity", "specificity", "precision", "kappa"]
+Measure = Literal["localisation", "removal", "faithfulness", "properties"]  # removal is a part of faithfulness
+NAME = r"^[^\W_](?:[\w .,()\[\]'+=@&!-]*[\w()\[\]'+=@&!-])?$"  # a folder's, on every system
+NAMED = "a letter or digit, then letters, digits, spaces or one of _.,()[]'+=@&!-, no space or full stop at the end"
+USUAL_METHODS = {
+    "blackbox": ("tte_cam", "gradcam", "smooth_gradcam", "gradcam_pp", "layercam", "scorecam", "saliency",
+                 "input_x_gradient", "integrated_gradients", "smoothgrad", "deconvolution", "guided_backprop",
+                 "guided_gradcam", "lrp", "occlusion", "random", "centre_gaussian", "edge_map"),
+    "softcam": ("evidence", "evidence_difference", "random"),
+    "explainer_classifier": ("explainer", "integrated_gradients", "guided_backprop", "random"),
+}  # fmt: skip
+PHASES = {"explainer_classifier": ("classifier", "explainer", "joint")}  # all other methods have one phase
+PHASED = {"alpha": [1.0, 0.5, 0.6], "lr_explainer": [0.0, 0.02, 0.03], "optimizer": ["adamw", "sgd", "sgd"]}
+PER_PHASE = ("epochs", "alpha", "lr", "lr_explainer", "optimizer", "schedule", "patience", "checkpoint")
+Phase = namedtuple("Phase", ("name", *PER_PHASE))  # a training phase, with its own value of each of these
+EXPLAINED = {  # training parameters that do not concern a black box
+    "output_stride", "explainer_channels", "init_bias", "l1", "l2", "hybrid", "beta", "gamma", "evolution_count",
+}  # fmt: skip
 
 
 class Sweep(BaseModel):
@@ -54,67 +51,50 @@ class Sweep(BaseModel):
     parameter: str
 
 
-class Recipe(BaseModel):
-    """All parameters of one experiment. A list gives one value per training phase, a single value holds for all."""
+class Training(BaseModel):
+    """The parameters that the weights depend on. A list gives one value per phase, a single value holds for all."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    name: str = Field("demo", pattern=NAME, description="run folder: runs_dir/name")
     seed: int = Field(0, ge=0, lt=2**32, description="of every random stream: see `stream`")
-    runs_dir: str = Field("runs", description="folder of all runs, from the project's root")
-    twin: str | None = Field(None, pattern=NAME, description="name of the black-box run to compare with")
-    weights_from: str | None = Field(
-        None, pattern=NAME, description="name of the run whose weights are taken; none: train"
-    )
-    sweep: Sweep | None = Field(None, description="of a point of a sweep: which, and over which parameter")
-
     dataset: str = Field("shapes", description="a name in data_manifests/ or the path of a YAML of your own")
-    limit: dict[Literal["train", "val", "test"], PositiveInt] | None = Field(
-        None, description="use only so many images of each split, drawn across classes; none: all"
-    )
+    limit: dict[Split, PositiveInt] | None = Field(None, description="images of each split, across classes; none: all")
     image_size: int | None = Field(None, gt=0, description="pixels of a side; none: as the files are")
     augment: Literal["none", "flips", "fundus", "chest", "xml"] = Field("none", description="see lib.data.augmentation")
-    augment_probability: float = Field(0.5, ge=0, le=1, description="of each step; see lib.data.augmentation")
+    augment_probability: Share = Field(0.5, description="of each step; see lib.data.augmentation")
     batch_size: int = Field(32, ge=1, description="training images per step; an incomplete last step is left out")
-    num_workers: int = Field(0, ge=0, description="processes that read images; 0: the notebook's own")
+    random_labels: bool = Field(False, description="train on permuted labels (sanity check, Adebayo et al. 2018)")
+    sampling: Sampling = Field("instance", description="instance: each image once per epoch; others: see EpochSampler")
+    sampling_decay: float = Field(0.9, gt=0, lt=1, description="progressive sampling: per epoch; see EpochSampler")
 
     method: Literal["blackbox", "softcam", "explainer_classifier"] = "softcam"
     architecture: str = Field("compact", description="a name of lib.models.ARCHITECTURES: compact, resnet50, vgg16 ...")
     width: int = Field(24, ge=1, description="channels of the first stage of `compact`")
     weights: str | None = Field(None, description="imagenet, a torchvision name or a file; none: random")
     output_stride: int | None = Field(None, description="SoftCAM of a ResNet: 8, 16 or 32 pixels per evidence pixel")
-    explainer_channels: list[PositiveInt] = Field(
-        [16, 32, 64], min_length=3, max_length=3, description="of the Explainer's stages, from the finest on"
-    )
+    explainer_channels: list[PositiveInt] = Field([16, 32, 64], min_length=3, max_length=3, description="finest first")
     init_bias: float = Field(1.0, description="bias of the Explainer's last BatchNorm; above 0: heatmap starts white")
 
-    random_labels: bool = Field(False, description="train on permuted labels (sanity check, Adebayo et al. 2018)")
-    sampling: Sampling = Field("instance", description="instance: each image once per epoch; others: see Rebalanced")
-    sampling_decay: float = Field(0.9, gt=0, lt=1, description="progressive sampling: per epoch; see Rebalanced")
+    criterion: Criterion = Field("cross_entropy", description="classification loss; from kappa on of ordered grades")
+    focal_gamma: float = Field(2.0, ge=0, description="criterion focal: exponent of 1 - p; 0: cross entropy")
     class_weights: Literal["balanced", "dynamic"] | list[PositiveFloat] | None = Field(
         None, description="of the classification loss, a list or N / (K n_k); dynamic: decaying to 1; none: 1"
     )
     class_weights_decay: float = Field(0.9, gt=0, lt=1, description="dynamic: weight - 1 is multiplied by it per epoch")
-    criterion: Literal["cross_entropy", "focal", "kappa", "mse", "mae", "smooth_l1"] = Field(
-        "cross_entropy", description="the classification loss; from kappa on for classes that are ordered grades"
-    )
-    focal_gamma: float = Field(2.0, ge=0, description="criterion focal: exponent of 1 - p; 0: cross entropy")
     l1: float = Field(0.0, ge=0, description="SoftCAM: weight of mean ||A||_1")
     l2: float = Field(0.0, ge=0, description="SoftCAM: weight of mean ||A||_2")
     hybrid: bool = Field(False, description="Explainer: also penalise the heatmap outside the annotated mask")
-    beta: float = Field(0.9, ge=0, le=1, description="Explainer: share of sparsity, the rest is contiguity")
+    beta: Share = Field(0.9, description="Explainer: share of sparsity, the rest is contiguity")
     gamma: float = Field(1.0, ge=0, description="hybrid: weight of the penalty outside the mask")
 
-    epochs: int | list[int] = 5
-    alpha: float | list[float] = Field(1.0, description="weight of the classification loss, 1 - alpha the Explainer's")
-    lr: float | list[float] = Field(0.003, description="learning rate; of the Classifier where there is an Explainer")
-    lr_explainer: float | list[float] = 0.0
+    epochs: Count | list[Count] = 5
+    alpha: Share | list[Share] = Field(1.0, description="weight of the classification loss, 1 - alpha the Explainer's")
+    lr: Rate | list[Rate] = Field(0.003, description="learning rate; of the Classifier where there is an Explainer")
+    lr_explainer: Rate | list[Rate] = 0.0
     optimizer: Optimizer | list[Optimizer] = "adamw"
     schedule: Schedule | list[Schedule] = "onecycle"
-    patience: int | list[int] = Field(0, description="epochs without a better validation loss, then stop; 0: never")
-    checkpoint: Checkpoint | list[Checkpoint] = Field(
-        "loss", description="the phase's state with the best of it on the validation images is kept; see lib.selection"
-    )
+    patience: Count | list[Count] = Field(0, description="epochs without a better validation loss, then stop; 0: never")
+    checkpoint: Checkpoint | list[Checkpoint] = Field("loss", description="the state with the best on val is kept")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd; onecycle moves it between 0.85 and 0.95")
     nesterov: bool = Field(False, description="of sgd")
     weight_decay: float = Field(1e-4, ge=0)
@@ -125,12 +105,21 @@ class Recipe(BaseModel):
     plateau_patience: int = Field(10, ge=0, description="epochs without a better loss before the rate falls")
     pct_start: float = Field(0.25, gt=0, lt=1, description="onecycle: share of the steps with a growing rate")
     evolution_count: int = Field(4, ge=0, description="validation images whose explanation is kept after each epoch")
-
-    device: Literal["auto", "cpu", "gpu"] = "auto"
-    precision: Literal["32", "bf16", "auto"] = Field(
-        "32", description="of the training; bf16: automatic mixed precision; auto: bf16 where the device computes in it"
-    )
+    precision: Literal["32", "bf16", "auto"] = Field("32", description="auto: bf16 where the device computes in it")
     threads: int = Field(1, ge=1, description="CPU threads; pinned, since sums depend on it in the last bit")
+
+
+class Recipe(Training):
+    """All parameters of one experiment: of its training, its place, what explains and what measures it."""
+
+    name: str = Field("demo", pattern=NAME, description="run folder: runs_dir/name")
+    runs_dir: str = Field("runs", description="folder of all runs, from the project's root")
+    twin: str | None = Field(None, pattern=NAME, description="name of the black-box run to compare with")
+    weights_from: str | None = Field(None, pattern=NAME, description="take the weights of the run of this name")
+    sweep: Sweep | None = Field(None, description="of a point of a sweep: which, and over which parameter")
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    num_workers: int = Field(0, ge=0, description="processes that read images; 0: the notebook's own")
+    cell_timeout: int = Field(3600, ge=1, description="seconds that one cell of a notebook may take without a person")
 
     split: Literal["val", "test"] = Field("test", description="images that are explained and evaluated; val: to choose")
     test_dataset: str | None = Field(None, description="explain and evaluate on the test images of this one instead")
@@ -149,7 +138,6 @@ class Recipe(BaseModel):
     deletion_fill: Literal["zero", "mean", "blur"] = Field("mean", description="what deleted pixels become")
     sanity_count: int = Field(4, ge=0, description="images explained again with randomised weights; 0: no sanity check")
     resamples: int = Field(1000, ge=10, description="of the bootstrap behind the 95 % intervals")
-    cell_timeout: int = Field(3600, ge=1, description="seconds that one cell of a notebook may take without a person")
 
     @model_validator(mode="before")
     @classmethod
@@ -157,40 +145,26 @@ class Recipe(BaseModel):
         """`precision: 32` is a number in YAML, `class_weights: none` a text; three phases start from PHASED."""
         changes = {"precision": "32"} if values.get("precision") == 32 else {}
         changes |= {"class_weights": None} if values.get("class_weights") == "none" else {}
-        return {**(PHASED if values.get("method") == "explainer_classifier" else {}), **values, **changes}
+        return {**(PHASED if values.get("method") in PHASES else {}), **values, **changes}
 
     @model_validator(mode="after")
-    def _sweep_is_over_a_number(self) -> "Recipe":
+    def _values_fit_together(self) -> "Recipe":
         if self.sweep and not isinstance(getattr(self, self.sweep.parameter, None), int | float):
             raise ValueError(f"sweep: parameter: expected one that is a number, got {self.sweep.parameter!r}")
-        return self
-
-    @model_validator(mode="after")
-    def _methods_are_registered(self) -> "Recipe":
         if unknown := set(self.explain_methods or ()).difference(*USUAL_METHODS.values()):
             from lib.explain import METHODS  # takes seconds, so only where it is needed
 
             if unknown := sorted(unknown - set(METHODS)):
                 raise ValueError(f"explain_methods: expected names of {', '.join(METHODS)}, got {unknown[0]!r}")
-        return self
-
-    @model_validator(mode="after")
-    def _lists_match_phases(self) -> "Recipe":
-        for key in Phase.__annotations__:
-            value = getattr(self, key) if key != "name" else None
-            if isinstance(value, list) and len(value) != len(self.phase_names):
-                raise ValueError(f"{key}: expected one value or {len(self.phase_names)} for {self.method}, got {value}")
-            numbers = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int | float)]
-            if numbers and min(numbers) < 0:
-                raise ValueError(f"{key}: expected nothing below 0, got {value}")
-            if key == "alpha" and max(numbers) > 1:
-                raise ValueError(f"alpha: expected nothing above 1, got {value}")
         if self.criterion == "kappa" and self.class_weights is not None:
             raise ValueError(f"class_weights: expected none for the criterion 'kappa', got {self.class_weights}")
+        for key, value in {key: getattr(self, key) for key in PER_PHASE}.items():
+            if isinstance(value, list) and len(value) != len(self.phase_names):
+                raise ValueError(f"{key}: expected one value or {len(self.phase_names)} for {self.method}, got {value}")
         for phase in self.phases:
             if phase.name in ("explainer", "joint") and phase.epochs and (phase.lr_explainer == 0 or phase.alpha == 1):
                 values = f"lr_explainer {phase.lr_explainer}, alpha {phase.alpha}"
-                raise ValueError(f"lr_explainer, alpha: phase {phase.name!r} would not train with {values}")
+                raise ValueError(f"phase {phase.name!r} would not train with {values}")
             if self.warmup_epochs and phase.schedule in ("onecycle", "plateau"):
                 raise ValueError(f"warmup_epochs: expected 0 for {phase.schedule!r}, got {self.warmup_epochs}")
         return self
@@ -201,23 +175,17 @@ class Recipe(BaseModel):
 
     @property
     def phases(self) -> list[Phase]:
-        """The training phases in order, each with its own value of every per-phase parameter."""
-        keys = [key for key in Phase.__annotations__ if key != "name"]
-        values = {key: getattr(self, key) for key in keys}
         return [
-            Phase(name, **{key: v[i] if isinstance(v, list) else v for key, v in values.items()})
+            Phase(name, *(value[i] if isinstance(value := getattr(self, key), list) else value for key in PER_PHASE))
             for i, name in enumerate(self.phase_names)
         ]
 
     @property
     def variant(self) -> str:
         """The papers' name: black box, SoftCAM dense|sparse|ridge|elastic net, Explainer unsupervised|hybrid."""
-        if self.method == "blackbox":
-            return "black box"
-        if self.method == "explainer_classifier":
-            return f"Explainer {'hybrid' if self.hybrid else 'unsupervised'}"
-        kind = {(False, False): "dense", (True, False): "sparse", (False, True): "ridge", (True, True): "elastic net"}
-        return f"SoftCAM {kind[self.l1 > 0, self.l2 > 0]}"
+        if self.method == "softcam":
+            return f"SoftCAM {('dense', 'ridge', 'sparse', 'elastic net')[2 * (self.l1 > 0) + (self.l2 > 0)]}"
+        return "black box" if self.method == "blackbox" else f"Explainer {'hybrid' if self.hybrid else 'unsupervised'}"
 
     @property
     def run_dir(self) -> Path:
@@ -237,7 +205,7 @@ class Recipe(BaseModel):
     @property
     def training(self) -> dict[str, Any]:
         """The parameters that the weights depend on."""
-        return self.model_dump(exclude=NOT_TRAINED)
+        return self.model_dump(include=set(Training.model_fields))
 
     def stream(self, *purpose: str | int) -> int:
         """Seed of an independent random stream for a purpose, such as ("order", "joint", 3); below 2^32."""
@@ -248,13 +216,9 @@ class Recipe(BaseModel):
         """The black box of this recipe's settings, called as its twin: what it is compared with where none is named."""
         if self.method == "blackbox":
             return self
-        first = self.phases[0]
-        phase = {key: getattr(first, key) for key in Phase.__annotations__ if key != "name"}
         usual = {key: type(self).model_fields[key].default for key in EXPLAINED}
-        return self.replace(
-            **phase, **usual, name=self.twin or f"{self.name}-blackbox", method="blackbox", twin=None,
-            weights_from=None, sweep=None, explain_methods=None,
-        )  # fmt: skip
+        own = {"name": self.twin or f"{self.name}-blackbox", "method": "blackbox", "twin": None, "weights_from": None}
+        return self.replace(**self.phases[0]._asdict() | usual | own, sweep=None, explain_methods=None)
 
     def check_twin(self, twin: "Recipe") -> None:
         """ValueError where `twin` cannot be this recipe's: the recipe itself, no black box, or one of other images."""
@@ -268,33 +232,69 @@ class Recipe(BaseModel):
         return checked({**self.model_dump(), **changes}, source="recipe")
 
     @classmethod
-    def load(cls, path: "str | Path | Recipe", changes: dict[str, Any] | None = None) -> "Recipe":
+    def load(cls, path: str | Path, changes: dict[str, Any] | None = None) -> "Recipe":
         """The recipe of a YAML or of a run folder (relative paths: from the project's root), with `changes` over it.
 
         A stored recipe belongs to the folder that it lies in, and runs on whatever device there is.
         FileNotFoundError without a file; ValueError naming file, parameter, value and what was expected.
         """
-        path = PROJECT / path
+        path, changes = PROJECT / path, {} if changes is None else changes
+        if not isinstance(changes, dict):
+            raise ValueError(f"changes: expected a dict of parameters, got {changes!r}")
         if path.is_dir():
-            values = {**stored_run(path)["recipe"], "device": "auto"}
-            inside = path.resolve().is_relative_to(PROJECT)
-            values["runs_dir"] = (path.resolve().relative_to(PROJECT) if inside else path.resolve()).parent.as_posix()
-            source = path / "recipe.json"
-            if (found := checked(values, source)).run_dir.name != path.resolve().name:
+            folder, source = path.resolve(), "recipe.json"
+            parent = folder.relative_to(PROJECT).parent if folder.is_relative_to(PROJECT) else folder.parent
+            values = {**stored_run(path)["recipe"], "device": "auto", "runs_dir": parent.as_posix()}
+            if (found := checked(values, path / source)).run_dir.name != folder.name:
                 raise ValueError(f"{path}: expected the folder's name to be its run's, {found.run_dir.name}")
         else:
-            values, source = read_yaml(path), path
-        if not isinstance(changes or {}, dict):
-            raise ValueError(f"changes: expected a dict of parameters, got {changes!r}")
-        changes = changes or {}
+            values, source = read_yaml(path), path.name
         if changes.get("method", values.get("method")) != values.get("method"):  # the rest is another's
             values = {key: value for key, value in values.items() if key not in PHASED}
-        return checked({**values, **changes}, f"{source.name} with changes" if changes else source.name)
+        return checked({**values, **changes}, f"{source} with changes" if changes else source)
 
 
 def checked(values: dict[str, Any], source: str | Path) -> Recipe:
-    """A recipe from plain values; ValueError naming `source`, the parameter, its value and the known parameters."""
+    """A recipe from plain values; ValueError naming `source`, each wrong parameter, what was expected and what came."""
     try:
         return Recipe(**values)
     except ValidationError as error:
-        raise ValueError(f"{source}: {said(error, sorted(Recipe.model_fields))}") from None
+        problems = []
+        for e in error.errors():
+            parameter, got, said = str(e["loc"][0]) if e["loc"] else "", e["input"], e["msg"]
+            if not parameter:
+                problems.append(said.removeprefix("Value error, "))
+            elif e["type"] == "extra_forbidden" and len(e["loc"]) == 1:
+                problems.append(f"unknown parameter {parameter!r}; known: {', '.join(sorted(Recipe.model_fields))}")
+            else:
+                said = f"expected {NAMED}" if e["type"] == "string_pattern_mismatch" else said
+                exponent = "number" in said and isinstance(got, str) and "e" in got
+                hint = " (in YAML write 3.0e-3, not 3e-3)" if exponent else ""
+                problems.append(f"{parameter}: {said}, got {got!r}{hint}")
+        raise ValueError(f"{source}: {'; '.join(dict.fromkeys(problems))}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The `name: value` lines of a YAML (none: empty); FileNotFoundError, or ValueError for anything else."""
+    if not path.is_file():
+        raise FileNotFoundError(f"recipe: no file {path}")
+    try:
+        with path.open(encoding="utf-8") as file:  # so that YAML names it
+            values = yaml.safe_load(file) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ValueError(f"{path}: expected a line `name: value` per parameter, got {reprlib.repr(values)}")
+    return values
+
+
+def stored_run(folder: Path) -> dict[str, Any]:
+    """What a run folder's recipe.json says: recipe, code, data, versions; ValueError where it is none."""
+    path = folder / "recipe.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder}: no run, expected a recipe.json in it; train with notebooks/02_train.ipynb")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {**found, "recipe": {**found["recipe"]}}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected JSON with a recipe, got {error!r}; train again with 02_train") from None

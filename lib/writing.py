@@ -1,7 +1,6 @@
-"""Files that appear whole or not at all: written under another name beside their own, then renamed."""
+"""The one writer of files: whole or not at all, written under another name beside their own, then renamed."""
 
 import json
-import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -28,30 +27,21 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text in UTF-8, lines ending as they do in it."""
-    write_whole(path, lambda p: p.write_text(text, encoding="utf-8", newline=""))
-
-
-def write_json(path: Path, content: Any) -> None:
-    """`content` as JSON, in one line where the file is hidden; tensors become lists, what is not finite null."""
-    indent = None if path.name.startswith(".") else 1
-    write_text(path, json.dumps(plain(content), indent=indent, allow_nan=False) + "\n")
+    write_whole(path, lambda p: p.write_text(text, encoding="utf-8", newline=""))  # lines end as they do in it
 
 
 def plain(value: Any) -> Any:
-    """Nested dicts and lists of JSON's own types; NaN and infinity become None."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, Tensor):
-        return plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """JSON's own types: tensors and tuples become lists, what is not finite None."""
+    return json.loads(json.dumps(value, default=Tensor.tolist), parse_constant=lambda _: None)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """`plain` content as JSON, in one line where the file is hidden."""
+    write_text(path, json.dumps(plain(content), indent=None if path.name.startswith(".") else 1) + "\n")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    write_whole(path, lambda p: save_file(tensors, p))
+    write_whole(path, lambda p: save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, p))
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tiny_recipes import PHASES, TINY
 
 from lib.recipe import Recipe
-from lib.training import train
+from lib.train import train
 
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
@@ -35,3 +35,15 @@ def trained(tiny):
         "explainer": tiny(name="ec", twin="bb", hybrid=True, **PHASES),
     }
     return {name: train(recipe) for name, recipe in recipes.items()}
+
+
+@pytest.fixture(scope="session")
+def evaluated(trained):
+    """The same, explained and evaluated."""
+    from lib import evaluate
+    from lib.maps import explain_and_keep
+
+    for run in trained.values():
+        explain_and_keep(run)
+        evaluate.evaluate(run)
+    return trained

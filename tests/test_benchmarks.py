@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from lib.recipe import PROJECT
+from lib import PROJECT
 
 sys.path.append(str(PROJECT))  # the benchmarks are no part of the installed package
 

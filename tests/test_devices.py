@@ -16,10 +16,11 @@ from tiny_recipes import PHASES, TINY
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lib import evaluation, losses, measures, metrics, models, sanity
-from lib.dry_run import check
+from benchmarks.recipes import check
+from lib import evaluate, losses, metrics, models, sanity
 from lib.explain import METHODS, explain
-from lib.runs import Run
+from lib.maps import explain_run
+from lib.run import Run
 
 N, SIDE = 4, 32
 FAMILIES = ("compact", "vgg-gated", "resnet18", "resnet50", "vgg11", "densenet121", "efficientnet_v2_s")
@@ -62,7 +63,11 @@ GIVEN = {  # argument -> what functions get for it, whether they need it or not
     **{"curve": uniform(N, 9), "morf": uniform(N, 9), "lerf": uniform(N, 9).flip(1), "thresholds": uniform(7)},
     **{"probabilities": torch.stack([uniform(N), 1 - uniform(N)], 1), "p_values": uniform(5), "values": uniform(N)},
     **{"a": uniform(N), "b": uniform(N).flip(0), "evidence": uniform(N, 2, 8, 8) - 0.5, "logits": uniform(N, 2)},
-    **{"mask": box(N, 1, SIDE, SIDE), "has_mask": CLASSES == 1, "weights": torch.tensor([0.5, 2.0])},
+    **{
+        "mask": box(N, 1, SIDE, SIDE),
+        "has_mask": CLASSES == 1,
+        "weights": uniform(2) + 0.5,
+    },
     **{"beta": 0.7, "l1": 0.1, "l2": 0.2, "distance": "mse", "subset": 4, "patch": 8},
 }
 OTHERWISE = {  # of functions whose argument of that name is of another shape
@@ -74,7 +79,7 @@ OTHERWISE = {  # of functions whose argument of that name is of another shape
     "similarity": {"a": MAPS, "b": MAPS.flip(1)},
 }
 LOSSES = {name: f for name, f in inspect.getmembers(losses, inspect.isfunction) if not name.startswith("_")}
-METRICS = {name: f for name in metrics.__all__ if inspect.isfunction(f := getattr(metrics, name))}
+METRICS = dict(inspect.getmembers(metrics, inspect.isfunction))
 SANITY = {f.__name__: f for f in (sanity.similarity, sanity.label_randomisation)}
 
 
@@ -224,7 +229,7 @@ METHOD_CHANGES = {
 
 @pytest.mark.parametrize("method", METHOD_CHANGES)
 def test_a_training_step_of_every_phase(device, method, tmp_path, monkeypatch):
-    monkeypatch.setattr("lib.runs.pick_device", lambda _: device)
+    monkeypatch.setattr("lib.run.pick_device", lambda _: device)
     values = {**TINY, "name": "step", "runs_dir": str(tmp_path), "method": method, **METHOD_CHANGES[method]}
     (tmp_path / "step.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     assert check(tmp_path / "step.yaml", batch=2)
@@ -233,7 +238,7 @@ def test_a_training_step_of_every_phase(device, method, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["blackbox", "softcam", "explainer"])
 def test_explaining_and_evaluating_a_run(device, name, trained, monkeypatch):
     expected = evaluated(trained[name])
-    monkeypatch.setattr("lib.runs.pick_device", lambda _: device)
+    monkeypatch.setattr("lib.run.pick_device", lambda _: device)
     run = Run.load(trained[name].dir)
     assert next(run.model.parameters()).device == device
     assert_same(evaluated(run), expected, tolerance=1e-3)
@@ -242,7 +247,7 @@ def test_explaining_and_evaluating_a_run(device, name, trained, monkeypatch):
 def evaluated(run: Run) -> list:
     """Maps of a run's usual methods, and what is measured of its in-model map (or the first one)."""
     batch = run.images(6)
-    maps = evaluation.explain_run(run, batch)
-    method = next(iter(maps))
-    given = run, maps[method], batch, method
-    return [maps, run.predict(batch["image"]), measures.localisation(*given), measures.properties(*given)]
+    maps = explain_run(run, batch)
+    given = run, dict(list(maps.items())[:1]), batch
+    measured = [evaluate.localisation(*given), evaluate.properties(*given)]
+    return [maps, run.predict(batch["image"]), *(torch.tensor(table["value"].to_numpy()) for table in measured)]

@@ -19,10 +19,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_recipes import PHASES
 
-from lib import fitting, identity
+from lib import identity, phase
 from lib.recipe import Recipe
-from lib.runs import Run
-from lib.training import adopt_checkpoint, blackbox_twin, load_or_train, train, twin_differences
+from lib.run import Run
+from lib.train import adopt_checkpoint, blackbox_twin, load_or_train, train, twin_differences
 from lib.writing import write_tensors
 
 
@@ -116,7 +116,13 @@ def test_other_code_is_refused_by_file_and_trained_anew(folder, monkeypatch, cap
 
 def test_the_code_is_what_trains_and_nothing_that_draws():
     files = identity.code_hashes()
-    assert {"lib/training.py", "lib/losses.py", "lib/models/softcam.py", "lib/data/dataset.py"} <= files.keys()
+    assert {
+        "lib/train.py",
+        "lib/phase.py",
+        "lib/losses.py",
+        "lib/models/softcam.py",
+        "lib/data/dataset.py",
+    } <= files.keys()
     assert not any(name in file for file in files for name in ("plots", "figures", "metrics", "explain/"))
 
 
@@ -245,7 +251,7 @@ def test_weights_from_another_run(folder, monkeypatch):
     own_images(other)
     there = {"test_dataset": str(other / "own.yaml"), "weights_from": "ec", "seed": 2}
     recipe = own_recipe(folder, name="elsewhere", hybrid=True, **PHASES, **there)
-    monkeypatch.setattr(fitting, "fit_phase", None)  # nothing is trained
+    monkeypatch.setattr(phase, "fit_phase", None)  # nothing is trained
     run = load_or_train(recipe)
     assert run.dir.name == "elsewhere-seed2" and same_weights(run, source)
     assert run.history.equals(source.history) and run.earlier_phases == ["classifier", "explainer"]
@@ -272,7 +278,7 @@ def save(model, path):
 
 
 def test_an_adopted_checkpoint_says_so_and_is_compared_by_parameters(folder, monkeypatch):
-    theirs, recipe = Run.load(folder / "runs/own"), own_recipe(folder, name="adopted", method="blackbox")
+    recipe = own_recipe(folder, name="adopted", method="blackbox")
     theirs = train(own_recipe(folder, name="bb", method="blackbox"))
     run = adopt_checkpoint(recipe, save(theirs.model, folder / "theirs.pt"))
     assert json.loads((run.dir / "recipe.json").read_text())["adopted"].endswith("theirs.pt")
@@ -289,12 +295,17 @@ def test_an_adopted_checkpoint_says_so_and_is_compared_by_parameters(folder, mon
     assert "adopted" not in json.loads((run.dir / "recipe.json").read_text())
 
 
-def test_a_checkpoint_adopted_into_an_interrupted_training_leaves_nothing_of_it(folder):
+def test_a_checkpoint_that_is_adopted_leaves_nothing_of_an_interrupted_training_and_a_damaged_one_leaves_all(folder):
     source = train(own_recipe(folder, name="ec", **PHASES))
     weights = save(source.model, folder / "ec.pt")
     (source.dir / "best.safetensors").unlink()
     run = adopt_checkpoint(source.recipe, weights)
     assert run.earlier_phases == [] and not (run.dir / "history.csv").exists()
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="damaged"):
+        adopt_checkpoint(source.recipe, weights)
+    images = run.images(4)["image"]
+    assert torch.equal(Run.load(run.dir).predict(images), source.predict(images))
 
 
 def test_a_twin_is_a_black_box_of_the_same_images(folder):

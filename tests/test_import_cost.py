@@ -10,9 +10,9 @@ NEEDED = {
     "lib.metrics": (),
     "lib.sanity": (),
     "lib.explain": ("matplotlib", "captum", "IPython"),
-    "lib.training": ("pandera",),
-    "lib.evaluation": ("matplotlib", "captum", "IPython", "pandera"),
-    "lib.figures": ("matplotlib", "captum", "IPython", "pandera"),
+    "lib.train": ("pandera",),
+    "lib.evaluate": ("matplotlib", "captum", "IPython", "pandera", "scipy.stats"),
+    "lib.plots": ("matplotlib", "captum", "IPython", "pandera"),
 }
 
 

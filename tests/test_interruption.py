@@ -15,9 +15,10 @@ from own_images import own_images, own_recipe, swap_labels
 from safetensors.torch import load_file
 from tiny_recipes import PHASES
 
-from lib import fitting
-from lib.runs import Run
-from lib.training import adopt_checkpoint, train
+from lib import phase as phases
+from lib.metrics import classification_metrics
+from lib.run import Run
+from lib.train import adopt_checkpoint, train
 
 LONG = {**PHASES, "epochs": [3, 1, 2], "checkpoint": "auc", "augment": "flips"}
 
@@ -44,11 +45,11 @@ def cut(recipe, phase, epoch):
     """Trains until a phase begins an epoch, and no further."""
 
     def fail(self, trainer, module):
-        if (self.phase.name, trainer.current_epoch + 1) == (phase, epoch):
+        if (module.phase.name, trainer.current_epoch + 1) == (phase, epoch):
             raise RuntimeError("power cut")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting.Recorder, "on_train_epoch_start", fail)
+        patch.setattr(phases.Recorder, "on_train_epoch_start", fail)
         with pytest.raises(RuntimeError, match="power cut"):
             train(recipe)
 
@@ -61,52 +62,53 @@ def assert_same(run, other):
     pd.testing.assert_frame_equal(run.history, other.history, check_exact=True)
 
 
-def truncate(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+DAMAGES = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "zeroed": lambda path: path.write_bytes(b"\0" * path.stat().st_size),
+}
+damages = pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 
 
-def empty(path):
-    path.write_bytes(b"")
+@pytest.mark.parametrize("at", [("classifier", 1), ("classifier", 2), ("joint", 1)])
+def test_an_interrupted_training_goes_on_to_the_same_bits(recipe, whole, at):
+    cut(recipe, *at)
+    assert not (recipe.run_dir / "best.safetensors").exists()
+    assert_same(train(recipe), whole)
 
 
-def zero(path):
-    path.write_bytes(b"\0" * path.stat().st_size)
+def test_rebalancing_goes_on_to_the_same_bits_too(images, tmp_path):
+    given = {"sampling": "progressive", "class_weights": "dynamic", "criterion": "focal", "l1": 1e-4, "epochs": 3}
+    recipe = own_recipe(images, runs_dir=str(tmp_path), checkpoint="auc", **given)
+    whole = train(recipe.replace(name="whole"))
+    cut(recipe, "softcam", 2)
+    assert_same(train(recipe), whole)
+    best = whole.history["val_auc"][1:].max()
+    assert best == pytest.approx(classification_metrics(*whole.predictions(split="val"))["auc"])
 
 
-DAMAGES = [truncate, empty, zero]
+CUT = [  # what is damaged where the training was cut, what is gone, what is said
+    (("classifier", 3), "checkpoints/classifier-last.ckpt", None, "{}: damaged"),
+    (("classifier", 3), "checkpoints/classifier-best.ckpt", None, "{}: damaged"),
+    (("joint", 2), "classifier.safetensors", None, "{}: damaged"),
+    (("joint", 2), "classifier.safetensors", "checkpoints/classifier-last.ckpt", "{}: damaged"),
+    (("explainer", 1), "history.csv", None, "trained anew: {} is damaged"),
+    (("explainer", 1), "evolution.safetensors", None, "trained anew: {} is damaged"),
+]
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("file", ["checkpoints/classifier-last.ckpt", "checkpoints/classifier-best.ckpt"])
-def test_a_damaged_checkpoint_counts_as_none(recipe, whole, capsys, file, damage):
-    cut(recipe, "classifier", 3)
+@damages
+@pytest.mark.parametrize(("at", "file", "lost", "said"), CUT)
+def test_what_is_damaged_is_said_and_made_again(recipe, whole, capsys, at, file, lost, said, damage):
+    cut(recipe, *at)
     damage(recipe.run_dir / file)
+    if lost:
+        (recipe.run_dir / lost).unlink()
     assert_same(train(recipe), whole)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "counts as none" in line]
-    assert len(lines) == 1 and lines[0].startswith(f"{recipe.run_dir / file}: damaged")
+    assert capsys.readouterr().out.count(said.format(recipe.run_dir / file)) == 1
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("left", [True, False])
-def test_damaged_weights_of_a_phase_are_made_again(recipe, whole, capsys, left, damage):
-    cut(recipe, "joint", 2)
-    damage(recipe.run_dir / "classifier.safetensors")
-    if not left:
-        (recipe.run_dir / "checkpoints/classifier-last.ckpt").unlink()
-    assert_same(train(recipe), whole)
-    assert f"{recipe.run_dir / 'classifier.safetensors'}: damaged" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("file", ["history.csv", "evolution.safetensors"])
-def test_with_a_damaged_history_the_training_starts_again(recipe, whole, capsys, file, damage):
-    cut(recipe, "explainer", 1)
-    damage(recipe.run_dir / file)
-    assert_same(train(recipe), whole)
-    assert f"trained anew: {recipe.run_dir / file} is damaged" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
+@damages
 def test_damaged_weights_of_a_finished_run_are_named_and_made_again(recipe, whole, damage):
     run = train(recipe)
     damage(run.dir / "best.safetensors")
@@ -116,7 +118,7 @@ def test_damaged_weights_of_a_finished_run_are_named_and_made_again(recipe, whol
 
 
 def test_a_checkpoint_is_whole_or_the_old_one(tmp_path, monkeypatch):
-    path, plugin = tmp_path / "a.ckpt", fitting.WholeFiles()
+    path, plugin = tmp_path / "a.ckpt", phases.WholeFiles()
     plugin.save_checkpoint({"epoch": 1}, path)
 
     def full(content, file):
@@ -162,12 +164,13 @@ def test_a_cluster_changes_nothing(recipe, whole, monkeypatch, tmp_path):
     for key, value in {"JOB_ID": 7, "JOB_NAME": "train", "NTASKS": 3, "PROCID": 1, "LOCALID": 1, "NODEID": 0}.items():
         monkeypatch.setenv(f"SLURM_{key}", str(value))
     handlers, requeue = [], getattr(signal, "SIGUSR1", None)  # Windows has none
-    original = fitting.Recorder.on_train_batch_end
-    monkeypatch.setattr(
-        fitting.Recorder,
-        "on_train_batch_end",
-        lambda *given: handlers.append(requeue and signal.getsignal(requeue)) or original(*given),
-    )
+    original = phases.Recorder.on_train_batch_end
+
+    def recorded(*given):
+        handlers.append(requeue and signal.getsignal(requeue))
+        original(*given)
+
+    monkeypatch.setattr(phases.Recorder, "on_train_batch_end", recorded)
     assert_same(train(recipe), whole)
     assert set(handlers) == {requeue and signal.SIG_DFL}
     assert [path.name for path in elsewhere.iterdir()] == ["hpc_ckpt_1.ckpt"]
@@ -217,13 +220,15 @@ def test_a_folder_that_is_no_run_is_refused_untouched(recipe, tmp_path):
 
 def test_what_the_weights_do_not_depend_on_may_change_while_a_training_is_interrupted(recipe, whole, monkeypatch):
     cut(recipe, "joint", 2)
-    phases = []
-    fit = fitting.fit_phase
-    monkeypatch.setattr(
-        fitting, "fit_phase", lambda run, phase, *rest: phases.append(phase.name) or fit(run, phase, *rest)
-    )
+    fitted, fit = [], phases.fit_phase
+
+    def recorded(module, *rest):
+        fitted.append(module.phase.name)
+        fit(module, *rest)
+
+    monkeypatch.setattr(phases, "fit_phase", recorded)
     run = train(recipe.replace(topk=3, explain_count=5, num_workers=0))
-    assert phases == ["joint"]
+    assert fitted == ["joint"]
     assert_same(run, whole)
     assert Run.load(run.dir).recipe.topk == 3
 
@@ -242,7 +247,7 @@ def test_other_data_start_an_interrupted_training_again(images, recipe, tmp_path
 HOLD = """
 import sys, time
 from lib.recipe import Recipe
-from lib.runs import Run
+from lib.run import Run
 recipe = Recipe.load(sys.argv[1])
 with Run(recipe.run_dir, recipe).writing():
     print("held", flush=True)
@@ -284,22 +289,21 @@ def test_a_loss_that_is_not_finite_stops_the_training(images, tmp_path):
     said = (
         r"own: phase 'blackbox', epoch 1, batch \d of \w+: expected a finite loss, got loss (nan|inf), classification"
     )
-    with pytest.raises(
-        FloatingPointError, match=f"{said}.*; the phase has no good state yet, nothing counts as trained"
-    ):
+    said += ".*; the phase has no good state yet, nothing counts as trained"
+    with pytest.raises(FloatingPointError, match=said):
         train(recipe)
     assert not (recipe.run_dir / "best.safetensors").exists() and not (recipe.run_dir / "blackbox.safetensors").exists()
 
 
 def test_the_last_good_state_is_kept_and_named(images, tmp_path, monkeypatch):
     recipe = own_recipe(images, runs_dir=str(tmp_path), epochs=3)
-    original = fitting.PhaseModule.losses
+    original = phases.PhaseModule.losses
 
     def losses(self, batch):
         terms, logits = original(self, batch)
         return ({**terms, "loss": terms["loss"] / 0} if self.training and self.current_epoch == 1 else terms), logits
 
-    monkeypatch.setattr(fitting.PhaseModule, "losses", losses)
+    monkeypatch.setattr(phases.PhaseModule, "losses", losses)
     kept = recipe.run_dir / "checkpoints/softcam-last.ckpt"
     said = f"epoch 2, batch 1 of train: .*the last good state is kept in {re.escape(str(kept))}"
     with pytest.raises(FloatingPointError, match=said):
@@ -310,6 +314,6 @@ def test_the_last_good_state_is_kept_and_named(images, tmp_path, monkeypatch):
 
 
 def test_images_that_make_no_finite_loss_stop_it_before_training(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting.PhaseModule, "losses", lambda self, batch: ({"loss": torch.tensor(float("nan"))}, None))
+    monkeypatch.setattr(phases.PhaseModule, "losses", lambda self, batch: ({"loss": torch.tensor(float("nan"))}, None))
     with pytest.raises(FloatingPointError, match="phase 'softcam', epoch 0, batch 1 of train: expected a finite loss"):
         train(own_recipe(images, runs_dir=str(tmp_path)))

@@ -1,24 +1,21 @@
 """A user's own data set: a YAML and a CSV somewhere on disk, three classes, no annotated regions."""
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from own_images import CARD as OWN
 from PIL import Image
 
 from lib.data import pixel_hash, read_image
-from lib.evaluation import evaluate_run, explain_run
-from lib.figures import FIGURES
+from lib.evaluate import evaluate
+from lib.maps import explain_and_keep
 from lib.recipe import Recipe
-from lib.results import Results
-from lib.runs import Run, open_split
-from lib.training import train
+from lib.run import Run, open_split
+from lib.table import at, load, summary
+from lib.train import train
 
-matplotlib.use("agg")
-CARD = {"name": "mine", "title": "Mine", "synthetic": False, "classes": ["a", "b", "c"], "modality": "photograph",
-        "image_size": [32, 32], "channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3, "annotation": "none", "patch": 8,
-        "root": "images"}  # fmt: skip
+CARD = OWN | {"name": "mine", "title": "Mine", "classes": ["a", "b", "c"], "annotation": "none"}
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +41,17 @@ def test_three_classes_without_masks_are_trained_explained_evaluated_and_drawn(c
         faithfulness_count=3, aopc_steps=4, deletion_steps=3, resamples=30, ig_steps=4, lr=0.01,
     )  # fmt: skip
     run = train(recipe)
-    batch = run.images(9)
-    assert not batch["has_mask"].any()
-    run.write_maps(explain_run(run, batch), batch)
-    metrics = evaluate_run(run)
-    assert len(metrics["classification"]["per_class"]) == 3
-    assert metrics["classification"]["auc_interval"]["value"] == pytest.approx(metrics["classification"]["auc"])
-    found = metrics["explanations"]["evidence"]
-    assert found["activation_precision"]["value"] is None
-    assert found["activation_precision"]["undefined"] == 9
-    assert len(found["aopc"]["value"]) == 5
-    results = Results([run])
-    assert results.heading("mine") == "mine"
-    for name in ("hero", "accuracy", "topk_precision", "deletion", "aopc"):
-        FIGURES[name][0](results)
+    assert not run.images(9)["has_mask"].any()
+    explain_and_keep(run)
+    evaluate(run)
+    table = load(tmp_path)
+    assert not table["synthetic"].any()
+    assert at(table, "probability", "all")["k"].unique().tolist() == [0, 1, 2]
+    auc = {name: at(table, name)["value"].item() for name in ("auc_low", "auc", "auc_high")}
+    assert auc["auc_low"] <= auc["auc"] <= auc["auc_high"]
+    (found,) = summary(at(table[table["method"] == "evidence"], "activation_precision")).itertuples()
+    assert (np.isnan(found.value), found.used, found.undefined) == (True, 0, 9)
+    assert len(summary(at(table[table["method"] == "evidence"], "aopc", "all"))) == 5
 
 
 def test_images_of_different_sizes_need_an_image_size(card, tmp_path):

@@ -12,8 +12,9 @@ from nbstripout import strip_output
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from lib import PROJECT
 from lib.experiments import experiments
-from lib.recipe import PROJECT, Recipe
+from lib.recipe import Recipe
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("0*.ipynb"))
 
@@ -63,10 +64,12 @@ def test_a_notebook_takes_a_recipe_and_changes_and_nothing_else(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_define_no_functions_and_have_short_cells(path):
+def test_notebooks_have_short_cells(path):
+    """Those of the method define no function either; 04 and 05 hold what they show and draw in the open."""
+    method = path.stem < "04"
     for cell in code_cells(path):
-        assert len(cell.source.splitlines()) <= 20
-        assert not re.search(r"^(def|class) ", cell.source, re.MULTILINE)
+        assert len(cell.source.splitlines()) <= (20 if method else 50)
+        assert not (method and re.search(r"^(def|class) ", cell.source, re.MULTILINE))
 
 
 def test_every_recipe_in_the_pipeline_has_its_twin():

@@ -9,51 +9,42 @@ import numpy as np
 from PIL import Image
 
 MaskValues = Literal["nonzero", "half"]
-HALF = 127
 
 
 def read_image(path: str | Path) -> np.ndarray:
     """Decoded pixels, uint8 (H, W) or (H, W, 3); palettes and alpha become RGB; ValueError for other depths."""
     with Image.open(path) as image:
-        return _pixels(image, path)
+        if image.mode not in ("1", "L", "P", "LA", "RGB", "RGBA"):
+            raise ValueError(f"{path}: expected an 8-bit grey or colour image, got mode {image.mode!r}")
+        return np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
 
 
 def read_mask(path: str | Path, values: MaskValues | None = None) -> np.ndarray:
     """Boolean (H, W): True in the region of a mask file, in any channel; of a palette the index counts, not its colour.
 
-    values: `nonzero` (any but 0: 0 and 255, 0 and 1, label ids) or `half` (above 127, half of the range: soft edges
-    and the noise of JPEG are not region); None: half for JPEG files, nonzero for all others.
-    ValueError where no value is region though some are not 0, and where a palette has its black, the background as it
-    seems, at another index than 0.
+    values: `nonzero` (any but 0: 0 and 255, 0 and 1, label ids) or `half` (above 127: soft edges and the noise of JPEG
+    are not region); None: half for JPEG files, nonzero for all others. ValueError as in `mask_region`, and where a
+    palette has its black, the background as it seems, at another index than 0.
     """
     with Image.open(path) as image:
         values = values or ("half" if image.format in ("JPEG", "MPO") else "nonzero")
-        pixels = _indices(image, path) if image.mode == "P" else _pixels(image, path)
-    return mask_region(pixels, values, path)
-
-
-def mask_region(pixels: np.ndarray, values: MaskValues, path: str | Path) -> np.ndarray:
-    """The region of a mask's pixels uint8 (H, W) or (H, W, 3), as `read_mask` says; `path` is for the error."""
-    region = pixels > (HALF if values == "half" else 0)
-    if pixels.any() and not region.any():
-        expected = f"expected values above {HALF} in a mask, as mask_values 'half' counts them ('nonzero': any but 0)"
-        raise ValueError(f"{path}: {expected}, the highest is {pixels.max()}")
-    return region.any(2) if region.ndim == 3 else region
-
-
-def _pixels(image: Image.Image, path: str | Path) -> np.ndarray:
-    if image.mode not in ("1", "L", "P", "LA", "RGB", "RGBA"):
-        raise ValueError(f"{path}: expected an 8-bit grey or colour image, got mode {image.mode!r}")
-    return np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
-
-
-def _indices(image: Image.Image, path: str | Path) -> np.ndarray:
-    pixels, colours = np.array(image), np.reshape(image.getpalette(), (-1, 3))
+        if image.mode != "P":
+            return mask_region(read_image(path), values, path)
+        pixels, colours = np.array(image), np.reshape(image.getpalette(), (-1, 3))
     black = [index for index, colour in enumerate(colours) if not colour.any() and (pixels == index).any()]
     if colours[0].any() and black:
         said = f"the background, at index 0 of a mask's palette, got index {black[0]}"
         raise ValueError(f"{path}: expected black, {said}; save the mask as grey, 0 for the background")
-    return pixels
+    return mask_region(pixels, values, path)
+
+
+def mask_region(pixels: np.ndarray, values: MaskValues, path: str | Path) -> np.ndarray:
+    """Boolean (H, W) of a mask's pixels uint8 (H, W[, 3]); ValueError where none is region though some are not 0."""
+    region = pixels > (127 if values == "half" else 0)
+    if pixels.any() and not region.any():
+        expected = "expected values above 127 in a mask, as mask_values 'half' counts them ('nonzero': any but 0)"
+        raise ValueError(f"{path}: {expected}, the highest is {pixels.max()}")
+    return region.any(2) if region.ndim == 3 else region
 
 
 def resized_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -63,7 +54,7 @@ def resized_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def box_mask(boxes: list[list[float]], height: int, width: int) -> np.ndarray:
-    """Boolean (height, width): True on every pixel that a box touches."""
+    """Boolean (height, width): True on every pixel that a box [x, y, width, height] touches."""
     mask = np.zeros((height, width), dtype=bool)
     for x, y, w, h in boxes:
         mask[math.floor(y) : math.ceil(y + h), math.floor(x) : math.ceil(x + w)] = True
@@ -71,10 +62,7 @@ def box_mask(boxes: list[list[float]], height: int, width: int) -> np.ndarray:
 
 
 def pixel_hash(pixels: np.ndarray) -> str:
-    """SHA-256, in hexadecimal, of the pixels' shape, type and bytes: independent of how a file compresses them.
-
-    A boolean mask counts as uint8 of 0 and 1.
-    """
+    """SHA-256 of the pixels' shape, type and bytes, however a file compresses them; a boolean mask counts as uint8."""
     pixels = pixels.astype(np.uint8) if pixels.dtype == bool else pixels
     header = f"{pixels.shape}{pixels.dtype.str}".encode()
     return hashlib.sha256(header + np.ascontiguousarray(pixels).tobytes()).hexdigest()

@@ -4,34 +4,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib.explain.core import Task, generators, register
+from lib.explain.task import Task
 
 
-@register("Random", "baseline", signed=False, needs_grad=False)
 def random(task: Task, seed: int = 0) -> Tensor:
     """Uniform noise in [0, 1) that depends on the seed and the image alone, not on its place in a batch."""
-    size = task.images.shape[2:]
-    return torch.stack([torch.rand(size, generator=generator) for generator in generators(task.images, seed)])
+    return torch.stack([torch.rand(task.images.shape[2:], generator=source) for source in task.generators(seed)])
 
 
-@register("Centre Gaussian", "baseline", signed=False, needs_grad=False)
 def centre_gaussian(task: Task, sigma: float = 0.25) -> Tensor:
-    """exp(-(u^2 + v^2) / 2), u and v the distances from the image's centre in units of `sigma` times height and width.
-
-    In (0, 1], the same for every image. Raises ValueError unless sigma > 0.
-    """
-    if not sigma > 0:
-        raise ValueError(f"sigma: expected a positive share of the image's side, got {sigma}")
+    """exp(-(u^2 + v^2) / 2) in (0, 1], u and v the distances from the centre in units of `sigma` times the sides."""
     height, width = task.images.shape[2:]
     v, u = (((torch.arange(side) + 0.5) / side - 0.5) / sigma for side in (height, width))
     return torch.exp(-(v[:, None] ** 2 + u**2) / 2).expand(len(task.images), height, width)
 
 
-@register("Edges", "baseline", signed=False, needs_grad=False)
 def edge_map(task: Task) -> Tensor:
     """Sobel magnitude sqrt(gx^2 + gy^2) of the mean over the colour channels, borders replicated; kernels
     [1, 2, 1]^T [-1, 0, 1] / 8, so that a ramp of slope 1 a pixel gives 1."""
     grey = F.pad(task.images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     kernel = torch.outer(grey.new_tensor([1, 2, 1]), grey.new_tensor([-1, 0, 1])) / 8
-    gradient = F.conv2d(grey, torch.stack([kernel, kernel.T])[:, None])
-    return gradient.norm(dim=1)
+    return F.conv2d(grey, torch.stack([kernel, kernel.T])[:, None]).norm(dim=1)

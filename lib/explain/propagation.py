@@ -6,51 +6,43 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models.densenet import _Transition
-from zennit.canonizers import NamedMergeBatchNorm, SequentialMergeBatchNorm
+from zennit.canonizers import NamedMergeBatchNorm
 from zennit.composites import LayerMapComposite, layer_map_base
 from zennit.core import BasicHook
 from zennit.layer import Sum
 from zennit.rules import ZPlus
-from zennit.torchvision import ResNetBasicBlockCanonizer, ResNetBottleneckCanonizer
+from zennit.torchvision import ResNetCanonizer
 from zennit.types import Convolution
 
-from lib.explain.cam import default_layer, features_and_gradients
-from lib.explain.core import Task, activations, register
+from lib.explain.cam import features_and_gradients
+from lib.explain.task import Task
 
 
-@register("LRP alpha1-beta0", "propagation", signed=True)
-def lrp(task: Task, layer: nn.Module | None = None, bias: bool = False) -> Tensor:
+def lrp(task: Task, layer: nn.Module, bias: bool = False) -> Tensor:
     """Layer-wise relevance propagation, summed over channels: the rule alpha1-beta0 (Bach et al. 2015, equation 60) in
-    all convolutions, R_i = sum_j (x_i w_ij)^+ / (sum_i (x_i w_ij)^+ + b_j^+) R_j; for ReLU networks deep Taylor
-    decomposition's z^+ (Montavon et al. 2017).
+    all convolutions, R_i = sum_j (x_i w_ij)^+ / (sum_i (x_i w_ij)^+ + b_j^+) R_j; for ReLU networks, for which alone it
+    is derived, deep Taylor decomposition's z^+ (Montavon et al. 2017).
 
-    Above `layer` (the last features) LRP-0, which there is feature times gradient (Ancona et al. 2018, proposition 1),
-    so that relevance for and against the target has opposite signs. Batch normalisations are merged into the
-    convolutions before them; the two branches of a residual block share by their positive parts; average pooling shares
-    by value, max pooling gives to the maximum; activations, and diagonal layers (a batch normalisation that follows no
-    convolution, the gate z of an ExplainerClassifier, taken as constant), hand relevance on unchanged.
+    Above `layer` (the last features) LRP-0, there feature times gradient (Ancona et al. 2018, proposition 1): relevance
+    for and against the target differs in sign. Batch normalisations are merged into the convolutions before them; the
+    branches of a residual block share by their positive parts, average pooling by value; max pooling gives to the
+    maximum; activations and diagonal layers (a batch normalisation after no convolution, the gate z) hand on unchanged.
     `bias`: whether positive biases take relevance. Without, the map sums to the target logit less what the layers above
-    the last features owe to biases, except for relevance of units whose positive parts are all 0 (in a black region of
-    the image, or switched on by their bias alone), which is lost.
-    Raises TypeError for a model with activations other than nn.ReLU, for which the rule is not derived.
+    the last features owe to biases, but for relevance of units whose positive parts are all 0, which is lost.
     """
-    name = type(task.logits.model).__name__
-    if others := [kind for kind in activations(task.logits) if kind != "ReLU"]:
-        raise TypeError(f"lrp: expected a model whose activations are all nn.ReLU, got {', '.join(others)} in {name}")
-    layer = default_layer(task, layer, "lrp")
     features, gradients = features_and_gradients(task, layer, task.images)
     twins: dict[int, nn.Module] = {}
-    twin = copy.deepcopy(task.logits, twins)  # zennit replaces parameters: never the model's own
+    twin = copy.deepcopy(task.logits, twins)  # zennit replaces parameters, and the next batch needs the model's own
     found: list[Tensor] = []
-    with _composite(twin, bias).context(twin):
+    with composite(twin, bias).context(twin):
         twins[id(layer)].register_forward_hook(lambda _module, _inputs, output: found.append(output))
-        with _Gates():
+        with Gates():
             twin(task.images, *task.fixed)
         relevance = torch.autograd.grad(found[-1], task.images, features * gradients)[0]
     return relevance.sum(1)
 
 
-class _Gates(TorchFunctionMode):
+class Gates(TorchFunctionMode):
     """A product hands relevance on to its first factor unchanged: a constant gate is a diagonal layer."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -60,26 +52,24 @@ class _Gates(TorchFunctionMode):
         return result
 
 
-def _composite(model: nn.Module, bias: bool) -> LayerMapComposite:
+def composite(model: nn.Module, bias: bool) -> LayerMapComposite:
     """The rules for `model`, and what brings it into canonical form. Swaps convolution and average pooling in the
     transitions of a DenseNet, in place: the same function, but pooling then shares ReLU's output, which is >= 0."""
-    transitions = [module for module in model.modules() if isinstance(module, _Transition)]
-    for module in transitions:
-        module.add_module("conv", module._modules.pop("conv"))
-    if transitions:  # norm1 follows a concatenation, not the convolution that is registered before it
-        convolution = {"norm0": "conv0", "norm2": "conv1"}
+    canonizer = ResNetCanonizer()  # merges each batch normalisation into the convolution registered before it
+    if transitions := [module for module in model.modules() if isinstance(module, _Transition)]:
+        for module in transitions:
+            module.add_module("conv", module._modules.pop("conv"))
+        convolution = {"norm0": "conv0", "norm2": "conv1"}  # norm1 follows a concatenation
         names = [name for name, _ in model.named_modules() if name[-5:] in convolution]
-        merge = NamedMergeBatchNorm([([name[:-5] + convolution[name[-5:]]], name) for name in names])
-    else:
-        merge = SequentialMergeBatchNorm()
+        canonizer = NamedMergeBatchNorm([([name[:-5] + convolution[name[-5:]]], name) for name in names])
     rules = [
-        (Sum, BasicHook([lambda x: x.clamp(min=0)], gradient_mapper=lambda r, sums: (r / _above_zero(sums[0]),))),
-        *layer_map_base(_above_zero),
-        (Convolution, ZPlus(_above_zero, zero_params=[] if bias else ["bias"])),
+        (Sum, BasicHook([lambda x: x.clamp(min=0)], gradient_mapper=lambda r, sums: (r / above_zero(sums[0]),))),
+        *layer_map_base(above_zero),
+        (Convolution, ZPlus(above_zero, zero_params=[] if bias else ["bias"])),
     ]
-    return LayerMapComposite(rules, [merge, ResNetBottleneckCanonizer(), ResNetBasicBlockCanonizer()])
+    return LayerMapComposite(rules, [canonizer])
 
 
-def _above_zero(sums: Tensor) -> Tensor:
+def above_zero(sums: Tensor) -> Tensor:
     """Sums (n, ...) of positive parts as divisors: raised by 1e-6 of their root mean square in each image."""
     return sums + 1e-6 * sums.square().mean(tuple(range(1, sums.ndim)), keepdim=True).sqrt() + 1e-30

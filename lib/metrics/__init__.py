@@ -1,101 +1,15 @@
 """Metrics of classifiers and of their explanations: pure functions, tensors in, tensors out, NaN where undefined."""
 
+# isort: skip_file
 from lib.metrics.classification import classification_metrics
-from lib.metrics.correlation import faithfulness_correlation
-from lib.metrics.faithfulness import (
-    aopc,
-    aopc_between,
-    area_under_curve,
-    deletion_curve,
-    deletion_hits,
-    deletion_probability,
-    insertion_curve,
-    perturbation_curve,
-    perturbation_grid,
-    sufficiency,
-)
 from lib.metrics.localisation import (
-    activation_precision,
-    activation_sensitivity,
-    grid_pointing_game,
-    negative_proportion,
-    pointing_game,
-    pompom,
-    pompom_curve,
-    positive_proportion,
-    rank_patches,
-    topk_ceiling,
-    topk_chance,
-    topk_hits,
-    topk_precision,
-)
-from lib.metrics.overlap import best_iou, best_shared_iou, iou_curve, relevance_rank_accuracy, weighting_game
-from lib.metrics.properties import (
-    completeness,
-    flip_equivariance,
-    gini,
-    local_to_global_consistency,
-    map_correlation,
-    near_zero_proportion,
-    stability,
-)
+    activation_precision, activation_sensitivity, best_iou, best_shared_iou, grid_pointing_game, negative_proportion,
+    pointing_game, pompom, pompom_curve, positive_proportion, rank_patches, relevance_rank_accuracy, topk_ceiling,
+    topk_chance, topk_hits, topk_precision, weighting_game)  # fmt: skip
+from lib.metrics.perturbation import (
+    aopc, area_under_curve, deletion_curve, deletion_hits, faithfulness_correlation, insertion_curve,
+    perturbation_curve, perturbation_grid, sufficiency)  # fmt: skip
+from lib.metrics.properties import (completeness, flip_equivariance, gini, local_to_global_consistency, map_correlation,
+    stability)  # fmt: skip
 from lib.metrics.road import road
-from lib.metrics.statistics import (
-    Interval,
-    Means,
-    PairedComparison,
-    bootstrap_ci,
-    bootstrap_means,
-    compare_all,
-    holm,
-    paired_comparison,
-)
-
-__all__ = [
-    "Interval",
-    "Means",
-    "PairedComparison",
-    "activation_precision",
-    "activation_sensitivity",
-    "aopc",
-    "aopc_between",
-    "area_under_curve",
-    "best_iou",
-    "best_shared_iou",
-    "bootstrap_ci",
-    "bootstrap_means",
-    "classification_metrics",
-    "compare_all",
-    "completeness",
-    "deletion_curve",
-    "deletion_hits",
-    "deletion_probability",
-    "faithfulness_correlation",
-    "flip_equivariance",
-    "gini",
-    "grid_pointing_game",
-    "holm",
-    "insertion_curve",
-    "iou_curve",
-    "local_to_global_consistency",
-    "map_correlation",
-    "near_zero_proportion",
-    "negative_proportion",
-    "paired_comparison",
-    "perturbation_curve",
-    "perturbation_grid",
-    "pointing_game",
-    "pompom",
-    "pompom_curve",
-    "positive_proportion",
-    "rank_patches",
-    "relevance_rank_accuracy",
-    "road",
-    "stability",
-    "sufficiency",
-    "topk_ceiling",
-    "topk_chance",
-    "topk_hits",
-    "topk_precision",
-    "weighting_game",
-]
+from lib.metrics.statistics import bootstrap_ci

@@ -1,187 +1,104 @@
-"""What a heatmap is like, whatever the annotation: sparse, consistent with the label, stable, equivariant, complete.
+"""What a heatmap is like, whatever the annotation: sparse, consistent with the label, stable, equivariant, complete
+(formulas, ranges and sources: docs/metrics.md).
 
 Maps are (N, H, W), of any scale and sign; undefined values are NaN, as are all those of a map with a pixel that is not
 finite. `explain_fn` maps images (N, C, H, W) to maps (N, H, W), such as `lambda x: explain("saliency", model, x,
-targets)`; correlations are over the pixels of a map.
+targets)`; `maps` are those of `images`.
 """
 
+from collections import namedtuple
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lib.metrics.localisation import (
-    NAN,
-    check_count,
-    check_maps,
-    in_parts,
-    mean_over_ties,
-    negative_proportion,
-    positive_proportion,
-)
+from lib.metrics.arguments import NAN, check, check_count, check_maps
+from lib.metrics.localisation import in_parts, mean_over_ties, negative_proportion, positive_proportion
 
-Explain = Callable[[Tensor], Tensor]
-CORRELATIONS = ("spearman", "pearson")
-
-
-class Consistency(NamedTuple):
-    """Per image (N,): `positive` is NaN on healthy images, `negative` on diseased ones."""
-
-    positive: Tensor
-    negative: Tensor
+Consistency = namedtuple("Consistency", "positive negative")
 
 
 def gini(maps: Tensor) -> Tensor:
-    """(N,) in [0, 1 - 1 / (H W)]: Gini index of |map|, 0 for an even map, towards 1 for a sparse one.
+    """(N,) in [0, 1 - 1 / n]: Gini index of |map| of n pixels, 0 for an even map, towards 1 for a sparse one:
+    1 - 2 sum_k |a|_(k) / ||a||_1 (n - k + 1/2) / n, ascending; NaN for an all-zero map (Hurley & Rickard 2009)."""
 
-    1 - 2 sum_k |a|_(k) / ||a||_1 (n - k + 1/2) / n, values ascending, k = 1..n. NaN for an all-zero map
-    (Hurley & Rickard 2009; Chalasani et al. 2020).
-    """
-    return in_parts(_gini, check_maps("maps", maps))
+    def index(maps: Tensor) -> Tensor:
+        values = maps.double().abs().flatten(1).sort(dim=1).values
+        weights = torch.arange(values.shape[1], 0, -1, device=maps.device).double() - 0.5
+        found = 1 - 2 * (values @ weights) / (values.sum(1) * values.shape[1])
+        return found.clamp(min=0).to(maps.dtype)  # an even map may round to just below 0
 
-
-def _gini(maps: Tensor) -> Tensor:
-    values = maps.double().abs().flatten(1).sort(dim=1).values
-    weights = torch.arange(values.shape[1], 0, -1, device=maps.device).double() - 0.5
-    index = 1 - 2 * (values @ weights) / (values.sum(1) * values.shape[1])
-    return index.clamp(min=0).to(maps.dtype)  # an even map may round to just below 0
-
-
-def near_zero_proportion(maps: Tensor, tolerance: float = 0.01) -> Tensor:
-    """(N,) in [0, 1): share of the elements with |a| <= tolerance max |a|; NaN for an all-zero map."""
-    maps = check_maps("maps", maps)
-    if not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance: expected a value in [0, 1), got {tolerance}")
-    size = maps.abs()
-    largest = size.amax((1, 2), keepdim=True)
-    share = (size <= tolerance * largest).to(maps.dtype).mean((1, 2))
-    return share.masked_fill(~(largest[:, 0, 0] > 0), NAN)
+    return in_parts(index, check_maps("maps", maps))
 
 
 def local_to_global_consistency(maps: Tensor, diseased: Tensor) -> Consistency:
-    """Does local evidence have the sign of the label? (positive (N,), negative (N,)), each in [0, 1].
-
-    `maps`: evidence of the disease class; `diseased` (N,) boolean. `positive_proportion` on diseased images,
-    `negative_proportion` on healthy ones, NaN elsewhere and for an all-zero map (SoftCAM, arXiv 2505.17748).
-    """
+    """(positive (N,), negative (N,)) of evidence maps of the disease: `positive_proportion` where `diseased` (N,), NaN
+    elsewhere, `negative_proportion` the other way round (SoftCAM, arXiv 2505.17748)."""
     maps = check_maps("maps", maps)
-    if diseased.shape != maps.shape[:1] or diseased.dtype != torch.bool:
-        raise ValueError(
-            f"diseased: expected booleans of shape ({len(maps)},), got {diseased.dtype} of {tuple(diseased.shape)}"
-        )
+    good = diseased.shape == maps.shape[:1] and diseased.dtype == torch.bool
+    check("diseased", good, f"booleans of shape ({len(maps)},)", diseased)
     diseased = diseased.to(maps.device)
     return Consistency(positive_proportion(maps).where(diseased, NAN), negative_proportion(maps).where(~diseased, NAN))
 
 
-def map_correlation(maps: Tensor, others: Tensor, kind: str = "spearman") -> Tensor:
-    """(N,) in [-1, 1]: correlation of map n of `maps` with map n of `others` over their pixels.
-
-    `kind` "spearman" correlates the ranks (equal values share their mean rank), "pearson" the values. NaN where one of
-    the two maps is constant.
-    """
-    maps, others = check_maps("maps", maps), check_maps("others", others)
-    if maps.shape != others.shape:
-        raise ValueError(f"others: expected shape {tuple(maps.shape)} to match maps, got {tuple(others.shape)}")
-    return _correlation(maps, others.to(maps.device), kind).clamp(-1, 1).to(maps.dtype)
+def map_correlation(maps: Tensor, others: Tensor) -> Tensor:
+    """(N,) in [-1, 1]: Spearman's rank correlation of map n of `maps` and of `others` over their pixels, equal values
+    sharing their mean rank; NaN where one of the two is constant."""
+    maps = check_maps("maps", maps)
+    return _correlation(maps, others, "others").clamp(-1, 1).to(maps.dtype)
 
 
-def _correlation(maps: Tensor, others: Tensor, kind: str) -> Tensor:
+def _correlation(maps: Tensor, others: Tensor, argument: str) -> Tensor:
     """(N,) float64, up to rounding, which may take it beyond 1."""
-    return in_parts(lambda a, b: (_standardised(a, kind) * _standardised(b, kind)).sum(1), maps, others)
+    check(argument, others.shape == maps.shape, f"maps of shape {tuple(maps.shape)}", others)
+    others = check_maps(argument, others).to(maps.device)
+    return in_parts(lambda a, b: (_standardised_ranks(a) * _standardised_ranks(b)).sum(1), maps, others)
 
 
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks (N, P), float64, of each row's values from 0, equal values sharing their mean rank."""
-    ordered, order = values.sort(dim=1)
-    shared = mean_over_ties(ordered, torch.arange(values.shape[1], device=values.device).expand_as(ordered))
-    return torch.empty_like(shared).scatter_(1, order, shared)
-
-
-def _standardised(maps: Tensor, kind: str) -> Tensor:
-    """(N, P) float64: pixels of each map, or their ranks, of mean 0 and length 1; NaN where it is constant or NaN."""
-    if kind not in CORRELATIONS:
-        raise ValueError(f"kind: expected one of {', '.join(CORRELATIONS)}, got {kind!r}")
-    values = maps.flatten(1)
-    constant = ~(values.amax(1, keepdim=True) > values.amin(1, keepdim=True))
-    values = _ranks(values) if kind == "spearman" else values.double()
-    centred = values - values.mean(1, keepdim=True)
-    centred = centred / centred.abs().amax(1, keepdim=True)  # the squares of tiny values would underflow
+def _standardised_ranks(maps: Tensor) -> Tensor:
+    """(N, P) float64: ranks of each map's pixels, of mean 0 and length 1; NaN where it is constant or NaN."""
+    ordered, order = maps.flatten(1).sort(dim=1)
+    shared = mean_over_ties(ordered, torch.arange(ordered.shape[1], device=maps.device).expand_as(ordered))
+    ranks = torch.empty_like(shared).scatter_(1, order, shared)
+    centred = ranks - ranks.mean(1, keepdim=True)
+    centred = centred / centred.abs().amax(1, keepdim=True)
+    constant = ~(ordered[:, -1:] > ordered[:, :1])
     return (centred / centred.norm(dim=1, keepdim=True)).masked_fill(constant, NAN)
 
 
-def _check_images(images: Tensor, maps: Tensor) -> None:
-    if images.ndim != 4 or not images.is_floating_point():
-        raise ValueError(f"images: expected floats (N, C, H, W), got {images.dtype} of {tuple(images.shape)}")
-    if len(images) != len(maps):
-        raise ValueError(f"maps: expected {len(images)} maps to match images, got {len(maps)}")
-
-
-def _explained(explain_fn: Explain, images: Tensor, maps: Tensor) -> Tensor:
-    made = explain_fn(images)
-    if made.shape != maps.shape:
-        raise ValueError(f"explain_fn: expected maps of shape {tuple(maps.shape)}, got {tuple(made.shape)}")
-    return check_maps("explain_fn", made).to(maps.device)
-
-
 def stability(
-    explain_fn: Explain,
-    images: Tensor,
-    maps: Tensor,
-    noise: float = 0.02,
-    samples: int = 4,
-    seed: int = 0,
-    kind: str = "spearman",
+    explain_fn: Callable, images: Tensor, maps: Tensor, noise: float = 0.02, samples: int = 4, seed: int = 0
 ) -> Tensor:
-    """(N,) in [-1, 1]: mean correlation of the map with the maps of `samples` slightly noisy copies of the image.
+    """(N,) in [-1, 1]: mean correlation of the map with those of `samples` slightly noisy copies of the image, NaN if
+    one is constant (after Alvarez-Melis & Jaakkola 2018).
 
-    Gaussian noise of standard deviation `noise`, in the units of `images`, drawn from `seed`: a sample adds the same
-    noise to every image, so that the order of the batch does not matter; nothing is clipped. `maps` are
-    `explain_fn(images)`; `kind` as in `map_correlation`. NaN where the map or that of a noisy copy is constant
-    (after Alvarez-Melis & Jaakkola 2018).
+    Gaussian noise of standard deviation `noise`, in the units of `images`, not clipped, the same for every image.
     """
     maps = check_maps("maps", maps)
-    _check_images(images, maps)
     check_count("samples", samples)
-    if not 0 <= noise < float("inf"):
-        raise ValueError(f"noise: expected a standard deviation of at least 0, got {noise}")
+    check("noise", 0 <= noise < float("inf"), "a standard deviation of at least 0", noise)
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(len(maps), dtype=torch.float64, device=maps.device)
     for _ in range(samples):
         added = noise * torch.randn(images.shape[1:], generator=generator)
-        total += _correlation(maps, _explained(explain_fn, images + added.to(images), maps), kind)
+        total += _correlation(maps, explain_fn(images + added.to(images)), "explain_fn")
     return (total / samples).clamp(-1, 1).to(maps.dtype)
 
 
-def flip_equivariance(
-    explain_fn: Explain, images: Tensor, maps: Tensor, direction: str = "horizontal", kind: str = "spearman"
-) -> Tensor:
-    """(N,) in [-1, 1]: correlation of flip(map(x)) with map(flip(x)), 1 if the map moves with the image.
-
-    `maps` are `explain_fn(images)`; `direction` "horizontal" (left and right change places) or "vertical"; `kind` as in
-    `map_correlation`. NaN where one of the maps is constant.
-    """
+def flip_equivariance(explain_fn: Callable, images: Tensor, maps: Tensor) -> Tensor:
+    """(N,) in [-1, 1]: correlation of flip(map(x)) and map(flip(x)), 1 if the map moves with the image, NaN if one is
+    constant. The flip is horizontal: left and right change places."""
     maps = check_maps("maps", maps)
-    _check_images(images, maps)
-    if direction not in ("horizontal", "vertical"):
-        raise ValueError(f"direction: expected 'horizontal' or 'vertical', got {direction!r}")
-    side = -1 if direction == "horizontal" else -2
-    return map_correlation(maps.flip(side), _explained(explain_fn, images.flip(side), maps), kind)
+    return _correlation(maps.flip(-1), explain_fn(images.flip(-1)), "explain_fn").clamp(-1, 1).to(maps.dtype)
 
 
-def completeness(maps: Tensor, values: Tensor, reduction: str = "sum") -> Tensor:
+def completeness(maps: Tensor, values: Tensor) -> Tensor:
     """(N,) at least 0, lower is better: |sum(map) - value|, how far the map is from accounting for the whole output.
 
-    For an attribution such as Integrated Gradients `values` (N,) are f(x) - f(x0), x0 its baseline (Sundararajan et al.
-    2017). For SoftCAM `reduction` is "mean", the maps are the evidence of a class at its own resolution (N, h, w), the
-    values its logits: 0 up to rounding by construction (upsampled maps do not keep it). In the units of the output.
+    Of Integrated Gradients the values (N,) are f(x) - f(x0), x0 the baseline (Sundararajan et al. 2017); of SoftCAM's
+    evidence of a class, at its own resolution (N, h, w) and divided by h w, the logit.
     """
     maps = check_maps("maps", maps)
-    if values.shape != maps.shape[:1] or not values.is_floating_point():
-        raise ValueError(
-            f"values: expected floats of shape ({len(maps)},), got {values.dtype} of {tuple(values.shape)}"
-        )
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"reduction: expected 'sum' or 'mean', got {reduction!r}")
-    total = maps.double().sum((1, 2)) / (maps.shape[1:].numel() if reduction == "mean" else 1)
-    return (total - values.to(maps.device).double()).abs().to(maps.dtype)
+    good = values.shape == maps.shape[:1] and values.is_floating_point()
+    check("values", good, f"floats of shape ({len(maps)},)", values)
+    return (maps.double().sum((1, 2)) - values.to(maps.device).double()).abs().to(maps.dtype)

@@ -11,17 +11,9 @@ from scipy.sparse import csr_array, diags_array, kron
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
-from lib.metrics.localisation import check_count
-from lib.metrics.perturbation import (
-    ORDERS,
-    Predict,
-    check_choice,
-    check_inputs,
-    check_pixels,
-    evaluate,
-    target_probability,
-    tile_rank,
-)
+from lib.metrics import perturbation
+from lib.metrics.arguments import check, check_perturbed
+from lib.metrics.perturbation import Perturbation, Predict, tile_rank
 
 
 @functools.lru_cache(2)
@@ -51,45 +43,26 @@ def equations(height: int, width: int) -> tuple[np.ndarray, csr_array]:
 
 
 def impute(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
-    """(C, H, W) float64: every removed pixel the weighted mean of its eight neighbours, the others as they were.
+    """(C, H, W) float64: every `removed` (H, W) pixel, some but not all are, the weighted mean of its eight neighbours.
 
     Weights are 1/6 for direct and 1/12 for diagonal neighbours, relative to those inside the image; the linear system
-    of all `removed` (H, W) pixels is solved exactly (Rong et al. 2022, section 4), by one sparse factorisation for all
-    channels. Raises ValueError if no pixel is left.
+    is solved exactly (Rong et al. 2022, section 4), by one sparse factorisation for all channels.
     """
-    if removed.all():
-        raise ValueError("removed: expected at least one pixel that is not removed")
     order, system = equations(*removed.shape)
     gone = removed.ravel()[order]
     values = image.reshape(len(image), -1).T.astype(np.float64)[order]
-    if gone.any():
-        system = system[gone]
-        known = -(system[:, ~gone] @ values[~gone])
-        matrix = system[:, gone].T  # symmetric, and so in the form that splu takes
-        factors = splu(matrix, permc_spec="NATURAL", diag_pivot_thresh=0, panel_size=1, options={"SymmetricMode": True})
-        values[gone] = factors.solve(known)
+    system = system[gone]
+    known = -(system[:, ~gone] @ values[~gone])
+    matrix = system[:, gone].T  # symmetric, and so in the form that splu takes
+    factors = splu(matrix, permc_spec="NATURAL", diag_pivot_thresh=0, panel_size=1, options={"SymmetricMode": True})
+    values[gone] = factors.solve(known)
     filled = np.empty_like(values)
     filled[order] = values
     return filled.T.reshape(image.shape)
 
 
-def road_images(
-    images: Tensor,
-    maps: Tensor,
-    shares: Sequence[float],
-    order: str = "morf",
-    noise: float = 0.01,
-    seed: int = 0,
-) -> Tensor:
-    """(N, len(shares), C, H, W): images (N, C, H, W) in [0, 1] with the given shares of their pixels removed and
-    imputed, as `road` shows them to a classifier; arguments and errors as there."""
-    check_choice("order", order, ORDERS)
-    pixels = images.shape[2] * images.shape[3]
-    counts = [round(share * pixels) for share in shares]
-    if not counts or not all(0 < count < pixels for count in counts):
-        raise ValueError(f"shares: expected shares that remove some of {pixels} pixels but not all, got {(*shares,)}")
-    if not noise >= 0:
-        raise ValueError(f"noise: expected a standard deviation of at least 0, got {noise}")
+def road_images(images: Tensor, maps: Tensor, counts: Sequence[int], order: str, noise: float, seed: int) -> Tensor:
+    """(N, len(counts), C, H, W): the images with so many of their pixels removed and imputed."""
     ranks = tile_rank(maps, 1, order).view(maps.shape).cpu().numpy()
     made = images[:, None].repeat(1, len(counts), 1, 1, 1)
     for versions, image, rank in zip(made, images.float().cpu().numpy(), ranks, strict=True):
@@ -108,30 +81,28 @@ def road(
     shares: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
     order: str = "morf",
     noise: float = 0.01,
-    batch_size: int = 64,
     seed: int = 0,
 ) -> Tensor:
-    """(N, len(shares)) in [0, 1]: probability of the target once the given share of the pixels is removed and imputed.
+    """(N, len(shares)) in [0, 1]: f once round(share H W) pixels are removed, `impute`d and noisy; arguments as in
+    `perturbation_curve`. A sequence of J predictors is shown the same images, imputed once: (J, N, len(shares)).
 
-    Exactly round(share H W) pixels go, those of the highest map values (`morf`: lower is better) or the lowest
-    (`lerf`: higher is better), equal ones by position. They become `impute`d values plus Gaussian noise of that
-    standard deviation, clipped to [0, 1]; the noise is drawn from the seed and the image's own pixels, the same for
-    all shares, orders and methods. A sequence of J predictors is shown the same images, imputed once: (J, N,
-    len(shares)). Images (N, C, H, W) in [0, 1]; raises ValueError for shares that remove no pixel or all, a negative
-    noise, and as `perturbation_curve` (Rong et al. 2022).
+    The noise is Gaussian of that standard deviation, clipped to [0, 1], drawn from the seed and the image's own pixels:
+    the same for all shares, orders and methods.
     """
-    check_inputs(images, maps, targets)
-    check_pixels(images)
+    check_perturbed(images, maps, targets)
+    pixels = maps[0].numel()
+    counts = [round(share * pixels) for share in shares]
+    good = counts and all(0 < count < pixels for count in counts)
+    check("shares", good, f"shares that remove some of {pixels} pixels but not all", (*shares,))
+    check("noise", noise >= 0, "a standard deviation of at least 0", noise)
     judges = [predict] if callable(predict) else predict
 
-    def judged(rows: Tensor) -> Tensor:
-        made = road_images(images[rows], maps[rows], shares, order, noise, seed)
-        score, states = target_probability(targets[rows]), len(shares)
-        return torch.stack(
-            [evaluate(one, lambda i, s: made[i, s], maps[rows], states, score, batch_size) for one in judges]
-        )
+    def judged(*rows: Tensor) -> Tensor:
+        made = road_images(*rows[:2], counts, order, noise, seed)
+        given = [Perturbation(judge, *rows) for judge in judges]
+        return torch.stack([one.evaluate(lambda i, s: made[i, s], len(counts)) for one in given])
 
-    check_count("batch_size", batch_size)
-    at_once = max(1, batch_size // max(1, len(shares)))  # no more imputed images in memory than perturbed ones
-    found = torch.cat([judged(rows) for rows in torch.arange(len(images)).split(at_once)], 1)
+    at_once = max(1, perturbation.BATCH // len(counts))  # no more imputed images in memory than perturbed ones
+    parts = zip(*(tensor.split(at_once) for tensor in (images, maps, targets)), strict=True)
+    found = torch.cat([judged(*rows) for rows in parts], 1)
     return found[0] if callable(predict) else found

@@ -1,6 +1,6 @@
 """Models: black boxes, SoftCAM and the Explainer-Classifier on the same backbones."""
 
-from lib.models.backbones import ARCHITECTURES, blackbox, last_features
+from lib.models.backbones import ARCHITECTURES, blackbox
 from lib.models.explainer_classifier import (
     Explainer,
     ExplainerClassifier,
@@ -9,19 +9,3 @@ from lib.models.explainer_classifier import (
 )
 from lib.models.reference import load_reference_checkpoint, load_reference_state
 from lib.models.softcam import SoftCAM, SoftCAMOutput, softcam, to_softcam
-
-__all__ = [
-    "ARCHITECTURES",
-    "Explainer",
-    "ExplainerClassifier",
-    "ExplainerClassifierOutput",
-    "SoftCAM",
-    "SoftCAMOutput",
-    "blackbox",
-    "explainer_classifier",
-    "last_features",
-    "load_reference_checkpoint",
-    "load_reference_state",
-    "softcam",
-    "to_softcam",
-]

@@ -1,5 +1,6 @@
 """The Explainer-Classifier (Rio-Torto, Fernandes & Teixeira, Pattern Recognition Letters 133, 2020)."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,26 +17,23 @@ class Explainer(nn.Module):
     A level is conv-relu-conv-relu, then max pooling 2; on the way up, a transposed convolution 2x2 of stride 2, plus
     the encoder's output of that level, then conv-relu-conv-relu.
     channels: of the levels, from the image inwards. init_bias: of the batch normalisation; above 1, z is nearly white
-    at first (tanh 3 = 0.995). Raises ValueError for sides that are no multiples of 2 ** len(channels).
-
-    Weights start He-normal: as no layer normalises, torch's smaller default lets the signal of the deep levels fade,
-    and z stays a threshold on brightness. The last convolution starts small, so that the untrained z is even.
+    at first (tanh 3 = 0.995). Weights start He-normal, since torch's smaller default lets the signal of the deep levels
+    fade, the last convolution small, so that the untrained z is even.
+    Raises ValueError for sides that are no multiples of 2 ** len(channels).
     """
 
     def __init__(self, in_channels: int = 3, channels: tuple[int, ...] = (32, 64, 128), init_bias: float = 3.0) -> None:
         super().__init__()
-        widths = (in_channels, *channels)
-        self.encoder = nn.ModuleList(double_conv(i, o) for i, o in zip(widths[:-1], channels, strict=True))
+        outwards = channels[::-1]
+        self.encoder = nn.ModuleList(double_conv(i, o) for i, o in pairwise((in_channels, *channels)))
         self.pool = nn.MaxPool2d(2)
-        inwards = (*channels, channels[-1])[:0:-1]
-        self.upsample = nn.ModuleList(
-            nn.ConvTranspose2d(i, o, 2, stride=2) for i, o in zip(inwards, channels[::-1], strict=True)
-        )
-        self.decoder = nn.ModuleList(double_conv(width, width) for width in channels[::-1])
+        between = pairwise((channels[-1], *outwards))
+        self.upsample = nn.ModuleList(nn.ConvTranspose2d(i, o, 2, stride=2) for i, o in between)
+        self.decoder = nn.ModuleList(double_conv(width, width) for width in outwards)
         self.project, self.bn = nn.Conv2d(channels[0], 1, 1), nn.BatchNorm2d(1)
         nn.init.constant_(self.bn.bias, init_bias)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):  # an output pixel sees `fan` inputs
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):  # std by the inputs of an output pixel
                 taps = 1 if isinstance(module, nn.ConvTranspose2d) else module.weight[0, 0].numel()
                 nn.init.normal_(module.weight, std=(2 / (module.in_channels * taps)) ** 0.5)
                 nn.init.zeros_(module.bias)
@@ -44,9 +42,7 @@ class Explainer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         factor = 2 ** len(self.encoder)
         if x.ndim != 4 or any(side % factor for side in x.shape[2:]):
-            raise ValueError(
-                f"x: expected (N, C, H, W) with sides that are multiples of {factor}, got {tuple(x.shape)}"
-            )
+            raise ValueError(f"x: expected (N, C, H, W), sides multiples of {factor}, got {tuple(x.shape)}")
         skips = []
         for level in self.encoder:
             skips.append(level(x))
@@ -64,6 +60,8 @@ class ExplainerClassifierOutput(NamedTuple):
 class ExplainerClassifier(nn.Module):
     """`z = explainer(x)`, `logits = classifier(x, z)`: the classifier sees its features through z (section 3)."""
 
+    last_features = property(lambda self: self.classifier.last_features)
+
     def __init__(self, explainer: Explainer, classifier: Gated) -> None:
         super().__init__()
         self.explainer, self.classifier = explainer, classifier
@@ -71,10 +69,6 @@ class ExplainerClassifier(nn.Module):
     def forward(self, x: Tensor) -> ExplainerClassifierOutput:
         z = self.explainer(x)
         return ExplainerClassifierOutput(self.classifier(x, z), z)
-
-    @property
-    def last_features(self) -> nn.Module:
-        return self.classifier.last_features
 
 
 def explainer_classifier(
@@ -86,10 +80,7 @@ def explainer_classifier(
     width: int = 32,
     channels: tuple[int, ...] = (32, 64, 128),
 ) -> ExplainerClassifier:
-    """An Explainer of `channels` with the classifier that `blackbox` builds from the same arguments and seed.
-
-    The published classifiers are the ResNets (gated after the stem and after every residual block) and `vgg-gated`;
-    VGG, DenseNet and EfficientNet are gated at their poolings, dense blocks and stages. Raises what `blackbox` raises.
-    """
+    """An Explainer of `channels` with the classifier that `blackbox` builds from the same arguments and seed; published
+    were the ResNets and `vgg-gated`. Raises what `blackbox` raises."""
     classifier = blackbox(architecture, num_classes, weights, in_channels, width)
     return ExplainerClassifier(Explainer(in_channels, channels, init_bias), classifier)

@@ -2,22 +2,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from lib.data.generation import generate
+from prepare import generate
 
 COUNTS = {"train": 6, "val": 3, "test": 4}
 CARD = {
-    "title": "Own data",
-    "synthetic": True,
-    "classes": ["other shapes", "target"],
-    "modality": "drawing",
-    "image_size": [64, 64],
-    "channels": 3,
-    "mean": [0.5, 0.5, 0.5],
-    "std": [0.25, 0.25, 0.25],
-    "counts": COUNTS,
-    "annotation": "mask",
-    "patch": 8,
-}
+    "name": "own", "title": "Own data", "synthetic": True, "classes": ["other shapes", "target"], "modality": "drawing",
+    "image_size": [64, 64], "channels": 3, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "counts": COUNTS,
+    "annotation": "mask", "patch": 8, "root": "images_of_own", "generator": {"generator": "shapes", "seed": 3},
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -25,8 +17,7 @@ def own(tmp_path):
     """A data set of one's own: a YAML with its CSV beside it, images under images_of_own."""
     frame = generate("shapes", tmp_path / "images_of_own", 3, COUNTS)
     path = tmp_path / "own.yaml"
-    card = {"name": "own", **CARD, "root": "images_of_own", "generator": {"generator": "shapes", "seed": 3}}
-    path.write_text(yaml.safe_dump(card))
+    path.write_text(yaml.safe_dump(CARD))
     frame.to_csv(path.with_suffix(".csv"), index=False)
     return path
 

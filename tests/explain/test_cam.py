@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import Gated, Linear, Net, run
+from tiny_models import Gated, Net, run
 
 from lib import models
 from lib.explain import explain
@@ -165,26 +165,22 @@ def test_masked_and_noisy_images_keep_the_heatmap_of_the_image(method):
 
 @pytest.mark.parametrize("method", ["gradcam", "smooth_gradcam", "gradcam_pp", "layercam", "scorecam", "lrp"])
 def test_a_layer_is_needed_where_the_last_features_are_not_known(method):
-    with pytest.raises(TypeError, match=f"{method}: expected a network of lib.models or the option `layer`, got Net"):
+    with pytest.raises(TypeError, match=f"{method}: expected a model of lib.models or the option `layer`, got Net"):
         explain(method, Net(), IMAGES, TARGETS)
 
 
 def test_a_layer_must_run_and_give_a_feature_map():
     model = Net()
-    with pytest.raises(ValueError, match="layer: expected a module that the model runs, got ReLU"):
-        explain("gradcam", model, IMAGES, TARGETS, layer=torch.nn.ReLU())
+    for method in ("gradcam", "lrp"):
+        with pytest.raises(ValueError, match="layer: expected a module that the model runs, got ReLU"):
+            explain(method, model, IMAGES, TARGETS, layer=torch.nn.ReLU())
     with pytest.raises(ValueError, match=r"layer: expected a module with output \(N, C, h, w\), got Linear"):
         explain("gradcam", model, IMAGES, TARGETS, layer=model.fc)
-    with pytest.raises(ValueError, match="layer: expected a module that the model runs, got ReLU"):
-        explain("lrp", model, IMAGES, TARGETS, layer=torch.nn.ReLU())
 
 
 def test_any_layer_can_be_chosen():
-    model = models.blackbox("compact", 2, width=4).eval()
-    maps = explain("layercam", model, torch.rand(1, 3, 32, 32), torch.tensor([1]), layer=model.layer1)
-    assert maps.shape == (1, 32, 32) and maps.max() > 0
-
-
-def test_linear_has_no_layer():
-    with pytest.raises(TypeError, match=r"gradcam: .* got Linear"):
-        explain("gradcam", Linear(), torch.randn(2, 3, 4, 4), torch.tensor([0, 1]))
+    """A stage as a whole too, which a gated classifier runs block by block."""
+    for architecture, name in (("compact", "layer1"), ("densenet121", "features")):
+        model = models.blackbox(architecture, 2).eval()
+        maps = explain("layercam", model, torch.rand(1, 3, 32, 32), torch.tensor([1]), layer=getattr(model, name))
+        assert maps.shape == (1, 32, 32) and maps.max() > 0

@@ -1,34 +1,16 @@
 import pytest
 import torch
-import torch.nn.functional as F
 from tiny_models import Gated, Linear, Net, gradient, run
 
 from lib import models
 from lib.explain import METHODS, explain, upsample
 
-IN_MODEL = [name for name, method in METHODS.items() if method.family == "in-model"]
-POST_HOC = [name for name in METHODS if name not in IN_MODEL]
-
 
 def test_register():
-    assert {"evidence", "explainer", "gradcam", "integrated_gradients", "guided_backprop", "saliency"} <= set(METHODS)
-    assert {"input_x_gradient", "random"} <= set(METHODS)
+    assert len(METHODS) == len({method.label for method in METHODS.values()}) == 21
     for name, method in METHODS.items():
-        assert method.name == name and method.label and isinstance(method.signed, bool)
+        assert method.name == name == method.function.__name__ and isinstance(method.signed, bool)
         assert method.family in ("in-model", "gradient", "cam", "propagation", "baseline")
-
-
-@pytest.mark.parametrize("method", POST_HOC)
-@pytest.mark.parametrize("make", [Net, lambda: Net(evidence=True), Gated], ids=["black box", "softcam", "gated"])
-def test_shape_batches_order_and_sign(method, make):
-    model, images, targets = make(), torch.randn(5, 3, 12, 10), torch.tensor([0, 2, 1, 1, 0])
-    maps = run(method, model, images, targets)
-    assert maps.shape == (5, 12, 10) and maps.dtype == torch.float32 and not maps.requires_grad
-    assert maps.isfinite().all() and maps.abs().sum() > 0
-    assert METHODS[method].signed == bool((maps < 0).any())
-    assert torch.allclose(run(method, model, images, targets, batch_size=2), maps, atol=1e-6)
-    assert torch.allclose(run(method, model, images.flip(0), targets.flip(0)), maps.flip(0), atol=1e-6)
-    assert run(method, model, images[:0], targets[:0]).shape == (0, 12, 10)
 
 
 def test_evidence_is_the_upsampled_map_of_the_target():
@@ -75,29 +57,6 @@ def test_integrated_gradients_are_complete_and_agree_with_a_plain_sum():
     assert torch.allclose(maps[0].double(), (mean * (x[0] - start[0])).sum(0), atol=1e-3)
 
 
-def test_gradcam_by_hand():
-    model, x, targets = Net().eval(), torch.randn(2, 3, 12, 10), torch.tensor([1, 2])
-    features = model.relu2(model.conv2(model.relu1(model.bn(model.conv1(x)))))  # logits are fc of their spatial means
-    weights = model.fc.weight[targets] / features[0, 0].numel()
-    cam = torch.relu((weights[:, :, None, None] * features).sum(1))
-    expected = F.interpolate(cam[:, None], (12, 10), mode="bilinear", align_corners=False)[:, 0]
-    assert torch.allclose(run("gradcam", model, x, targets), expected.detach(), atol=1e-6)
-
-
-def test_guided_backprop_by_hand():
-    model, x, target = Net().eval(), torch.randn(1, 3, 12, 10), torch.tensor([1])
-    a = model.bn(model.conv1(x))
-    b = model.conv2(a.relu())
-    at_b = model.fc.weight[1].view(1, 5, 1, 1) / b[0, 0].numel() * torch.ones_like(b)
-    at_a = torch.autograd.grad(b, a, at_b.relu() * (b > 0))[0]
-    a = model.bn(model.conv1(x.requires_grad_()))
-    expected = torch.autograd.grad(a, x, at_a.relu())[0].sum(1)
-    found = run("guided_backprop", model, x, target)
-    assert torch.allclose(found, expected, atol=1e-6)
-    plain = gradient(lambda image: model(image)[0, 1], x.detach()).sum(1)
-    assert not torch.allclose(found, plain, atol=1e-4)
-
-
 def test_gated_classifier_is_explained_at_its_fixed_heatmap():
     model, x, targets = Gated().eval(), torch.randn(2, 3, 12, 10), torch.tensor([1, 0])
     z = model.explainer(x).detach()
@@ -128,25 +87,6 @@ def test_gradcam_of_the_black_box_twin_is_the_rectified_evidence():
     assert torch.allclose(explain("gradcam", twin, images, targets), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_on_the_models_of_this_project(method):
-    images, targets = torch.rand(2, 1, 32, 32), torch.tensor([0, 1])
-    found = {
-        "blackbox": models.blackbox("compact", 2, in_channels=1, width=8),
-        "softcam": models.softcam("compact", 2, in_channels=1, width=8),
-        "explainer_classifier": models.explainer_classifier("compact", 2, in_channels=1, width=8),
-    }
-    own = {"evidence": ["softcam"], "evidence_difference": ["softcam"], "tte_cam": ["blackbox"]}
-    own = (own | {"explainer": ["explainer_classifier"]}).get(method, found)
-    for kind, model in found.items():
-        if kind in own:
-            maps = explain(method, model, images, targets)
-            assert maps.shape == (2, 32, 32) and maps.isfinite().all()
-        else:
-            with pytest.raises(TypeError, match=f"{method}: expected a model with .*, got {type(model).__name__}"):
-                explain(method, model, images, targets)
-
-
 X, T = torch.zeros(2, 3, 12, 10), torch.tensor([0, 1])
 
 
@@ -175,8 +115,8 @@ def test_errors(method, model, images, targets, more, error, message):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.family != "baseline"])
 def test_a_model_without_finite_logits_is_refused(method, value):
-    makes = {"evidence": lambda: Net(evidence=True), "evidence_difference": lambda: Net(evidence=True)}
-    model = models.blackbox("resnet18", 3) if method == "tte_cam" else makes.get(method, Gated)()
+    makes = {"evidence": lambda: Net(evidence=True), "tte_cam": lambda: models.blackbox("compact", 3, width=4)}
+    model = (makes | {"evidence_difference": makes["evidence"]}).get(method, Gated)()
     broken = next(p for p in reversed(list(model.parameters())) if p.ndim == 2)  # the last linear layer
     with torch.no_grad():
         broken[1] = value

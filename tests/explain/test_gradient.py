@@ -3,7 +3,7 @@ import torch
 from captum import attr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import Gated, Linear, Net, run
+from tiny_models import Gated, Linear, Net, gradient, run
 
 from lib.explain import explain
 
@@ -39,11 +39,9 @@ def test_smoothgrads_noise_has_the_share_of_the_range_that_is_asked_for():
     assert (many[1:] / 2).square().mean().sqrt().item() == pytest.approx(0.8 / 8, rel=0.06)
 
 
-def test_smoothgrads_noise_depends_on_seed_and_image_alone():
-    model = Net()
-    maps = explain("smoothgrad", model, IMAGES, TARGETS)
-    assert torch.allclose(explain("smoothgrad", model, IMAGES[1:], TARGETS[1:])[0], maps[1], atol=1e-6)
-    assert not torch.allclose(explain("smoothgrad", model, IMAGES, TARGETS, seed=1), maps, atol=1e-4)
+def test_smoothgrads_noise_depends_on_the_seed():
+    maps = [explain("smoothgrad", model, IMAGES, TARGETS, seed=seed) for model in [Net()] for seed in (0, 1)]
+    assert not torch.allclose(*maps, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["deconvolution", "guided_backprop"])
@@ -58,6 +56,8 @@ def test_rectified_gradients_are_equal_to_a_chain_by_hand(method):
     at_a = at_a * (model.bn.weight / (model.bn.running_var + model.bn.eps).sqrt())[:, None, None]
     expected = torch.nn.grad.conv2d_input(IMAGES.shape, model.conv1.weight, at_a, padding=1).sum(1)
     assert torch.allclose(explain(method, model, IMAGES, TARGETS), expected.detach(), atol=1e-6)
+    plain = gradient(lambda images: model(images).gather(1, TARGETS[:, None]).sum(), IMAGES).sum(1)
+    assert not torch.allclose(expected, plain, atol=1e-4)
 
 
 @pytest.mark.parametrize("make", [Net, Gated])
@@ -109,10 +109,11 @@ def test_occlusions_default_window_is_an_eighth_of_each_side():
 @pytest.mark.parametrize(
     ("method", "more", "message"),
     [
-        ("occlusion", {"window": 2, "stride": 3}, r"stride: expected 1 <= stride <= window, got stride \[3, 3\]"),
-        ("occlusion", {"window": 0}, r"stride: expected 1 <= stride <= window, got .* window \[0, 0\]"),
+        ("occlusion", {"window": 2, "stride": 3}, "stride: expected at most the window, 2, got 3"),
+        ("occlusion", {"window": 0}, "window: expected at least 1, got 0"),
+        ("occlusion", {"window": 2, "stride": 0}, "stride: expected at least 1, got 0"),
         ("occlusion", {"chunk": 0}, "chunk: expected at least 1, got 0"),
-        ("smoothgrad", {"noise": -0.1}, "noise: expected a share of the image's range, at least 0, got -0.1"),
+        ("smoothgrad", {"noise": -0.1}, "noise: expected at least 0, got -0.1"),
         ("smoothgrad", {"samples": 0}, "samples: expected at least 1, got 0"),
         ("integrated_gradients", {"steps": 0}, "steps: expected at least 1, got 0"),
     ],

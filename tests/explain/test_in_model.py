@@ -34,7 +34,7 @@ def test_evidence_difference_needs_another_class(other):
 
 def test_evidence_difference_needs_two_classes():
     model = models.softcam("compact", 1, width=4)
-    with pytest.raises(TypeError, match="evidence_difference: expected a model of 2 classes or more, got 1"):
+    with pytest.raises(TypeError, match="evidence_difference: expected a model of 2 classes or more, got SoftCAM"):
         explain("evidence_difference", model, torch.rand(1, 3, 16, 16), torch.tensor([0]))
 
 
@@ -49,16 +49,11 @@ def test_tte_cam_is_the_evidence_of_the_twin_and_its_mean_the_logit():
 
 
 @pytest.mark.parametrize(
-    ("model", "reason"),
-    [
-        (vgg(), "got VGG .*fully connected"),
-        (models.blackbox("vgg-gated", 2), "got PaperVGG"),
-        (Linear(), "got Linear"),
-        (Gated(), "got Gated"),
-    ],
+    "model", [vgg(), models.blackbox("vgg-gated", 2), Linear(), Gated()], ids=lambda model: type(model).__name__
 )
-def test_tte_cam_says_which_model_it_cannot_turn(model, reason):
-    with pytest.raises(TypeError, match=f"tte_cam: expected a model with global average pooling .*, {reason}"):
+def test_tte_cam_says_which_model_it_cannot_turn(model):
+    expected = f"tte_cam: expected a model with global average pooling .*, got {type(model).__name__}$"
+    with pytest.raises(TypeError, match=expected):
         explain("tte_cam", model, torch.rand(1, 3, 32, 32), torch.tensor([0]))
 
 

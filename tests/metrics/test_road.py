@@ -4,36 +4,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from perturbing import ONE, Recorder, in_batches, mean_predict, noise
 from torchvision.transforms.v2 import functional as T
 
-from lib.metrics.road import impute, road, road_images
-
-ONE = torch.ones(1, dtype=torch.long)
-
-
-def noise(*shape, seed=0):
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def mean_predict(images):
-    """Two classes; the probability of the second is the mean pixel value."""
-    mean = images.mean((1, 2, 3))
-    return torch.stack([1 - mean, mean], 1)
-
-
-class Recorder:
-    """A predictor that keeps what it is shown."""
-
-    def __init__(self):
-        self.seen = []
-
-    def __call__(self, images):
-        self.seen.append(images)
-        return mean_predict(images)
-
-    def images(self, n):
-        seen = torch.cat(self.seen)
-        return seen.view(n, -1, *seen.shape[1:])
+from lib.metrics.road import impute, road
 
 
 def dense_imputation(image, removed):
@@ -53,11 +27,11 @@ def dense_imputation(image, removed):
 
 
 @settings(max_examples=60)
-@given(seed=st.integers(0, 10**6), height=st.integers(1, 9), width=st.integers(1, 9), share=st.floats(0, 1))
+@given(seed=st.integers(0, 10**6), height=st.integers(1, 9), width=st.integers(2, 9), share=st.floats(0, 1))
 def test_imputation_against_a_dense_solve(seed, height, width, share):
     image = noise(2, height, width, seed=seed).numpy()
     removed = noise(height, width, seed=seed + 1).numpy() < share
-    removed[seed % height, seed % width] = False
+    removed.flat[seed % removed.size], removed.flat[(seed + 1) % removed.size] = False, True
     before = image.copy(), removed.copy()
     found = impute(image, removed)
     assert found.dtype == np.float64 and np.allclose(found, dense_imputation(image, removed), atol=1e-12)
@@ -68,21 +42,29 @@ def test_imputation_against_a_dense_solve(seed, height, width, share):
 
 def test_imputation_by_hand():
     image = np.array([[[1.0, 0.2, 1.0], [0.2, 9.0, 0.2], [1.0, 0.2, 1.0]]])
-    removed = np.zeros((3, 3), dtype=bool)
-    removed[1, 1] = True
-    assert impute(image, removed)[0, 1, 1] == pytest.approx(4 / 6 * 0.2 + 4 / 12 * 1.0)
-    corner = np.zeros((3, 3), dtype=bool)
-    corner[0, 0] = True  # neighbours 0.2, 0.2 and 9 with weights 1/6, 1/6, 1/12
+    middle, corner = np.zeros((2, 3, 3), dtype=bool)
+    middle[1, 1] = corner[0, 0] = True
+    assert impute(image, middle)[0, 1, 1] == pytest.approx(4 / 6 * 0.2 + 4 / 12 * 1.0)
+    # neighbours 0.2, 0.2 and 9 with weights 1/6, 1/6, 1/12
     assert impute(image, corner)[0, 0, 0] == pytest.approx((0.2 + 0.2 + 9 / 2) / 2.5)
     line = np.array([[[0.0, 7.0, 7.0, 0.9]]])
     assert impute(line, line[0] == 7).ravel().tolist() == pytest.approx([0, 0.3, 0.6, 0.9])
-
-
-def test_a_ramp_inside_the_image_is_restored():
-    image = np.linspace(0, 1, 12)[None, None, :].repeat(12, 1)
-    removed = np.zeros((12, 12), dtype=bool)
+    ramp, removed = np.linspace(0, 1, 12)[None, None, :].repeat(12, 1), np.zeros((12, 12), dtype=bool)
     removed[2:10, 3:9] = True
-    assert np.allclose(impute(image, removed), image)
+    assert np.allclose(impute(ramp, removed), ramp)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("smooth", [False, True])
+def test_large_holes_satisfy_every_equation(share, smooth):
+    image, rank = noise(3, 150, 110).numpy(), noise(1, 1, 150, 110, seed=1)
+    rank = (T.gaussian_blur(rank, [31, 31], [9.0, 9.0]) if smooth else rank)[0, 0].flatten().argsort().argsort()
+    removed = (rank < share * 150 * 110).view(150, 110).numpy()
+    found = torch.from_numpy(impute(image, removed))[:, None]
+    weights = torch.tensor([[1.0, 2, 1], [2, 0, 2], [1, 2, 1]], dtype=torch.float64)[None, None] / 12
+    inside = F.conv2d(torch.ones_like(found), weights, padding=1)
+    mean = (F.conv2d(found, weights, padding=1) / inside)[:, 0].numpy()
+    assert np.allclose(found[:, 0].numpy()[:, removed], mean[:, removed], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("order", ["morf", "lerf"])
@@ -113,24 +95,10 @@ def test_against_the_definition(seed, height, width):
             assert found[n, j].item() == pytest.approx(expected, abs=1e-5)
 
 
-@settings(max_examples=15)
-@given(seed=st.integers(0, 10**6), scale=st.sampled_from([1 / 8, 1.0, 32.0]))
-def test_batch_size_order_and_scale_do_not_matter(seed, scale):
-    images, targets = noise(4, 1, 8, 6, seed=seed), torch.tensor([0, 1, 1, 0])
-    maps = torch.randperm(4 * 48, generator=torch.Generator().manual_seed(seed)).view(4, 8, 6).float() - 90
-
-    def values(order=slice(None), scale=1.0, batch_size=64, ranking="morf"):
-        shares = (0.2, 0.5, 0.8)
-        return road(
-            mean_predict, images[order], maps[order] * scale, targets[order], shares, ranking, batch_size=batch_size
-        )
-
-    whole, order = values(), torch.tensor([3, 0, 2, 1])
-    assert whole.shape == (4, 3)
-    assert torch.allclose(values(batch_size=1), whole) and torch.allclose(values(batch_size=5), whole)
-    assert torch.allclose(values(order), whole[order])
-    assert torch.equal(values(scale=scale), whole)
-    assert torch.equal(values(scale=-1.0, ranking="lerf"), whole)
+def shown(images, maps, shares, **options):
+    recorder = Recorder()
+    road(recorder, images, maps, ONE.repeat(len(images)), shares, **options)
+    return recorder.images(len(images))
 
 
 def test_noise_is_small_seeded_by_the_image_and_the_same_for_all_shares():
@@ -139,9 +107,7 @@ def test_noise_is_small_seeded_by_the_image_and_the_same_for_all_shares():
     maps, shares = noise(2, 40, 40, seed=1), (0.25, 0.75)
 
     def added(**options):
-        recorder = Recorder()
-        road(recorder, images[:1].repeat(2, 1, 1, 1), maps, ONE.repeat(2), shares, **options)
-        return recorder.images(2) - 0.5
+        return shown(images[:1].repeat(2, 1, 1, 1), maps, shares, **options) - 0.5
 
     found = added()
     removed = found[:, :, :1] != 0
@@ -151,62 +117,36 @@ def test_noise_is_small_seeded_by_the_image_and_the_same_for_all_shares():
     assert both.any() and torch.equal(found[0, 1] * both, found[1, 1] * both)  # another map, the same image
     assert torch.equal(added(), found) and not torch.equal(added(seed=1), found)
     assert added(noise=0.0).abs().max() < 1e-6
-    recorder = Recorder()
-    road(recorder, images, maps[:1].repeat(2, 1, 1), ONE.repeat(2), shares)
-    first, second = recorder.images(2)[:, 1]
+    first, second = shown(images, maps[:1].repeat(2, 1, 1), shares)[:, 1]
     assert (first - second)[:, 20:, 20:].abs().max() > 0.005  # another image, other noise
-    recorder = Recorder()
-    road(recorder, torch.zeros(1, 1, 8, 8), maps[:1, :8, :8], ONE, noise=0.5)
-    assert recorder.images(1).min() == 0 and 0.9 < recorder.images(1).max() <= 1
+    loud = shown(torch.zeros(1, 1, 8, 8), maps[:1, :8, :8], (0.1, 0.5, 0.9), noise=0.5)
+    assert loud.min() == 0 and 0.9 < loud.max() <= 1
 
 
-def test_imputation_happens_once_for_each_image(monkeypatch):
+def test_several_judges_see_the_same_images_imputed_once(monkeypatch):
     calls = []
     monkeypatch.setitem(road.__globals__, "impute", lambda *arguments: calls.append(1) or impute(*arguments))
-    road(mean_predict, noise(3, 1, 8, 8), noise(3, 8, 8), ONE.repeat(3), batch_size=4)
-    assert len(calls) == 3 * 9
-    road([mean_predict] * 3, noise(3, 1, 8, 8), noise(3, 8, 8), ONE.repeat(3), batch_size=20)
-    assert len(calls) == 2 * 3 * 9  # once for all three judges
-
-
-def test_several_judges_see_the_same_images():
     images, maps, shares = noise(5, 2, 8, 8), noise(5, 8, 8, seed=1), (0.2, 0.6)
     recorders = [Recorder(), Recorder()]
-    found = road([*recorders, lambda x: mean_predict(x).flip(1)], images, maps, ONE.repeat(5), shares, batch_size=4)
+    with in_batches(4):
+        found = road([*recorders, lambda x: mean_predict(x).flip(1)], images, maps, ONE.repeat(5), shares)
+    assert len(calls) == 5 * 2
     assert found.shape == (3, 5, 2) and torch.allclose(found[2], 1 - found[0])
-    made = road_images(images, maps, shares)
-    assert made.shape == (5, 2, 2, 8, 8) and made.dtype == images.dtype
-    assert all(torch.equal(recorder.images(5), made) for recorder in recorders)
-    assert all(len(shown) <= 4 for recorder in recorders for shown in recorder.seen)
+    assert all(torch.equal(recorder.images(5), shown(images, maps, shares)) for recorder in recorders)
+    assert all(len(batch) <= 4 for recorder in recorders for batch in recorder.seen)
     assert torch.equal(road(mean_predict, images, maps, ONE.repeat(5), shares), found[0])
-
-
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("smooth", [False, True])
-def test_large_holes_satisfy_every_equation(share, smooth):
-    image, rank = noise(3, 150, 110).numpy(), noise(1, 1, 150, 110, seed=1)
-    rank = (T.gaussian_blur(rank, [31, 31], [9.0, 9.0]) if smooth else rank)[0, 0].flatten().argsort().argsort()
-    removed = (rank < share * 150 * 110).view(150, 110).numpy()
-    found = torch.from_numpy(impute(image, removed))[:, None]
-    weights = torch.tensor([[1.0, 2, 1], [2, 0, 2], [1, 2, 1]], dtype=torch.float64)[None, None] / 12
-    inside = F.conv2d(torch.ones_like(found), weights, padding=1)
-    mean = (F.conv2d(found, weights, padding=1) / inside)[:, 0].numpy()
-    assert np.allclose(found[:, 0].numpy()[:, removed], mean[:, removed], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"shares": (0.5, 1.0)},
-            r"shares: expected shares that remove some of 36 pixels but not all, got \(0.5, 1.0\)",
-        ),
-        ({"shares": (0.001,)}, r"shares: expected shares that remove some of 36 pixels but not all, got \(0.001,\)"),
+        ({"shares": (0.5, 1.0)}, r"shares: expected .* some of 36 pixels but not all, got \(0.5, 1.0\)"),
+        ({"shares": (0.001,)}, r"shares: expected .* some of 36 pixels but not all, got \(0.001,\)"),
         ({"shares": ()}, r"shares: expected shares that remove some of 36 pixels but not all, got \(\)"),
         ({"order": "random"}, "order: expected one of morf, lerf, got 'random'"),
         ({"noise": -0.1}, "noise: expected a standard deviation of at least 0, got -0.1"),
         ({"images": noise(1, 1, 6, 6) - 1}, r"images: expected values in \[0, 1\], got -"),
-        ({"maps": noise(1, 3, 3)}, r"maps: expected shape \(1, 6, 6\) to match images, got \(1, 3, 3\)"),
+        ({"maps": noise(2, 6, 6)}, r"maps: expected shape \(1, 6, 6\) to match images, got .* \(2, 6, 6\)"),
         ({"predict": lambda x: mean_predict(x) * 9}, "predict: expected probabilities, got"),
     ],
 )
@@ -214,8 +154,3 @@ def test_errors(change, message):
     arguments = {"predict": mean_predict, "images": noise(1, 1, 6, 6), "maps": noise(1, 6, 6), "targets": ONE}
     with pytest.raises(ValueError, match=message):
         road(**arguments | change)
-
-
-def test_imputation_needs_one_pixel():
-    with pytest.raises(ValueError, match="removed: expected at least one pixel that is not removed"):
-        impute(np.zeros((1, 3, 3)), np.ones((3, 3), dtype=bool))

@@ -5,10 +5,11 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
-from lib.models import blackbox
+from lib.models import blackbox, softcam
 from lib.models.weights import load_strict, read_checkpoint, read_weights
 
 
@@ -83,27 +84,63 @@ def test_neither_a_name_nor_a_file(wrong):
         FileNotFoundError, match=rf"expected one of .*ResNet50_Weights.* or the path.* no file at {wrong}"
     ):
         read_weights("resnet50", wrong)
-    with pytest.raises(FileNotFoundError, match="expected the path of a file"):
-        read_weights("compact", wrong)
+    for none in (wrong, "imagenet"):
+        with pytest.raises(
+            FileNotFoundError, match=r"weights: expected the path of a file for .compact., but .* no file"
+        ):
+            blackbox("compact", 2, weights=none)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_from_a_file(tmp_path, suffix):
+    source, path = models.resnet18(weights=None, num_classes=7), tmp_path / f"weights{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(source.state_dict(), path)
+    same, other = blackbox("resnet18", 7, weights=path), blackbox("resnet18", 2, weights=str(path))
+    grey = blackbox("resnet18", 2, weights=path, in_channels=1)
+    assert torch.equal(same.fc.weight, source.fc.weight)
+    assert torch.equal(other.layer4[1].bn2.weight, source.layer4[1].bn2.weight)
+    assert torch.equal(other.conv1.weight, source.conv1.weight)
+    torch.testing.assert_close(grey.conv1.weight, source.conv1.weight.sum(1, keepdim=True))
+    with pytest.raises(
+        ValueError, match=r'weights=.* for resnet34: does not fit ResNet: Missing .*: "layer1\.2\.conv1'
+    ):
+        blackbox("resnet34", 2, weights=path)
+
+
+def test_weights_by_the_older_names_of_densenet(tmp_path):
+    source = models.densenet121(weights=None)
+    older = {
+        name.replace("norm1", "norm.1").replace("conv2", "conv.2") if "denselayer" in name else name: value
+        for name, value in source.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    torch.save(older, tmp_path / "densenet.pth")
+    model = softcam("densenet121", 2, weights=tmp_path / "densenet.pth")
+    block = "features.denseblock2.denselayer3.conv2"
+    assert torch.equal(model.get_submodule(block).weight, source.get_submodule(block).weight)
 
 
 def test_mnasnet_is_loaded_as_it_is_today(recwarn):
     """A state dict without version makes torchvision rebuild MNASNet's first layers."""
     source, target = (models.mnasnet0_5(weights=None) for _ in range(2))
-    load_strict(target, dict(source.state_dict()))
+    load_strict(target, dict(source.state_dict()), "file.pt")
     assert target.layers[0].out_channels == source.layers[0].out_channels == 16
     assert torch.equal(target.layers[0].weight, source.layers[0].weight)
 
 
-def test_all_that_does_not_fit_is_listed():
+def test_all_that_does_not_fit_is_listed_and_nothing_is_changed():
     module = nn.Sequential(*(nn.Linear(1, 1) for _ in range(12)))
+    before = [parameter.clone() for parameter in module.parameters()]
+    state = {"0.weight": torch.zeros(2, 1), "0.bias": 3.0, "1.bias": torch.zeros(1), "z": torch.zeros(1)}
     with pytest.raises(ValueError) as error:
-        load_strict(module, {"0.weight": torch.zeros(2, 1), "0.bias": 3.0, 7: torch.zeros(1)}, "file.pt")
+        load_strict(module, state, "file.pt", {"1.bias": "one.bias", "0.weight": "zero"})
     message = str(error.value)
-    assert message.startswith("file.pt: does not fit Sequential; 22 missing: 1.weight (expected (1, 1)), 1.bias")
-    assert all(f"{i}.bias (expected (1,))" in message for i in range(1, 12))
-    assert "1 unexpected: 7 (found (1,))" in message
-    assert "2 wrong shape: 0.weight (expected (1, 1), got (2, 1)), 0.bias (expected (1,), got float)" in message
+    assert message.startswith('file.pt: does not fit Sequential: Missing key(s) in state_dict: "1.weight", "2.weight"')
+    assert all(f'"{i}.bias"' in message for i in range(2, 12))
+    assert '; Unexpected key(s) in state_dict: "z".; ' in message
+    assert "size mismatch for 0.weight (in the file zero): copying a param with shape torch.Size([2, 1])" in message
+    assert 'parameter named "0.bias", expected torch.Tensor' in message and "\n" not in message
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
 
 
 def test_numpy_scalars_are_plain_data(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 
-from lib.recipe import PROJECT
+from lib import PROJECT
 
 SMOKE = PROJECT / "notebooks/recipes/smoke"
 ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}

@@ -14,9 +14,8 @@ import psutil
 import pytest
 import torch
 
-from lib import execute, viewer
+from lib import PROJECT, execute, viewer
 from lib.execute import take_gpu
-from lib.recipe import PROJECT
 
 KERNEL = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
 

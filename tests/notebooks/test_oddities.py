@@ -1,6 +1,5 @@
 """Each notebook on its defaults, and the pipeline where something is odd: a failure, a name, a killed process."""
 
-import json
 import subprocess
 import time
 
@@ -8,10 +7,12 @@ import psutil
 import yaml
 from running import ENVIRONMENT, SMOKE, command, outputs, snakemake
 
-from lib.data import generate
+from lib import PROJECT
 from lib.execute import execute
-from lib.recipe import PROJECT, Recipe
-from lib.training import blackbox_twin
+from lib.recipe import Recipe
+from lib.run import Run
+from lib.train import blackbox_twin
+from prepare import generate
 
 
 def test_a_failed_notebook_survives_with_its_traceback(tmp_path):
@@ -50,14 +51,13 @@ def test_names_are_names_and_a_model_is_tested_on_the_images_of_another_set(tmp_
         text = yaml.safe_dump(one, allow_unicode=True)
         (recipes / f"{one['name']}.yaml").write_text(text, encoding="utf-8")
     before = set(PROJECT.iterdir())
-    measured = tmp_path / "runs/again/metrics.json"
-    done = snakemake(tmp_path / "runs", recipes, str(measured))
+    done = snakemake(tmp_path / "runs", recipes, str(tmp_path / "runs/again/table.parquet"))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert (tmp_path / "runs" / HONEST / "best.safetensors").exists()
     assert (tmp_path / "runs/data" / f"{name}.json").exists()
     assert set(PROJECT.iterdir()) - before <= {PROJECT / "datasets", PROJECT / ".snakemake"}
-    images = json.loads(measured.read_text(encoding="utf-8"))["images"]
-    assert sorted(images) == sorted(elsewhere["image"])
+    measured = set(Run.load(tmp_path / "runs/again").table["image"])
+    assert measured - {"", None} == set(elsewhere["image"])
     weights = [(tmp_path / "runs" / run / "best.safetensors").read_bytes() for run in (HONEST, "again")]
     assert weights[0] == weights[1]
 

@@ -1,0 +1,251 @@
+"""From the maps of a run to its table: every metric of `lib.metrics`, a row per image and number.
+
+The columns are those of `lib.table`; `evaluate` measures all that a recipe asks for, 04_evaluate one part after the
+other.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+from lib import metrics as m
+from lib import sanity, table
+from lib.explain import METHODS, explain
+from lib.maps import Batch, Maps, explainer_of, part_of, patch_of, perturbed
+from lib.metrics.perturbation import Predict, tile_count
+from lib.run import Run, open_split
+from lib.train import blackbox_twin
+
+Values = dict[str, Tensor | tuple[Tensor, Sequence[float]]]  # as `lib.table.rows` takes them
+ROAD_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
+KEPT_SHARES = (0.05, 0.1, 0.2, 0.5)
+POMPOM_EPS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.05, 0.1, 0.2, 0.5)
+
+
+def rows(
+    run: Run, values: Values, batch: Batch | None = None, method: str = "classification", **more: str
+) -> pd.DataFrame:
+    """`lib.table.rows` of the images of a batch, or without one of all images."""
+    given = {"images": batch["id"], "patients": batch["patient"]} if batch else {}
+    split = "test" if run.recipe.test_dataset else run.recipe.split
+    return table.rows(values, **given, method=method, split=split, **more)
+
+
+def classification(run: Run) -> pd.DataFrame:
+    """Is the model right? On the whole evaluated split: `correct` (and after each earlier phase), `label`,
+    `probability` by class; the scalars of `classification_metrics`, the AUC with its bounds `auc_low`, `auc_high`."""
+    frame, (labels, probabilities) = open_split(run.recipe, "evaluated").frame, run.predictions()
+    batch = {"id": frame["image"].tolist(), "patient": frame["patient"].tolist()}
+    images = {"label": labels, "probability": probabilities, "correct": probabilities.argmax(1) == labels}
+    scores = m.classification_metrics(labels, probabilities)
+    scalars = {key: value for key, value in scores.items() if isinstance(value, float)}
+    for phase in run.earlier_phases:
+        _, earlier = run.predictions(phase)
+        images[f"correct_{phase}"] = earlier.argmax(1) == labels
+        scalars[f"auc_{phase}"] = m.classification_metrics(labels, earlier)["auc"]
+    both, resamples = torch.cat([labels[:, None].double(), probabilities.double()], 1), run.recipe.resamples
+    scalars["auc_low"], _, scalars["auc_high"] = m.bootstrap_ci(both, batch["patient"], auc, resamples=resamples)
+    return pd.concat([rows(run, images, batch), rows(run, scalars)])
+
+
+def auc(both: Tensor) -> float:
+    """Area under the ROC curve of rows (N, 1 + K) of label and probabilities, one against rest; NaN without a class."""
+    classes = np.arange(both.shape[1] - 1)[both.shape[1] == 3 :]  # of two the second
+    ranks, truth = rankdata(both[:, 1 + classes], axis=0), both[:, :1].numpy() == classes
+    sick, well = truth.sum(0), (~truth).sum(0)
+    with np.errstate(invalid="ignore"):
+        return float((((ranks * truth).sum(0) - sick * (sick + 1) / 2) / (sick * well)).mean())
+
+
+def localisation(run: Run, maps: Maps, batch: Batch) -> pd.DataFrame:
+    """Does the map point at the annotated region? NaN on images without one; what top-k precision is read against."""
+    masks, k, patch = batch["mask"].bool(), run.recipe.topk, patch_of(run)
+    right = run.predict(batch["image"]).argmax(1) == batch["label"]
+    best = {"topk_ceiling": (m.topk_ceiling(masks, k, patch), range(1, k + 1))}
+    found = [rows(run, best | {"topk_chance": m.topk_chance(masks, patch)}, method="masks")]
+    for method, one in maps.items():
+        topk, overlapping = (precision(m.topk_hits(one, masks, k, patch, stride=s)) for s in (None, max(1, patch // 2)))
+        values: Values = {
+            "topk_precision": (topk, range(1, k + 1)),
+            "topk_precision_true_positives": (topk.where(right[:, None], torch.nan), range(1, k + 1)),
+            "topk_precision_overlapping": (overlapping, range(1, k + 1)),
+            "activation_precision": m.activation_precision(one, masks),
+            "activation_sensitivity": m.activation_sensitivity(one, masks),
+            "weighting_game": m.weighting_game(one, masks),
+            "pointing_game": m.pointing_game(one, masks),
+            "relevance_rank_accuracy": m.relevance_rank_accuracy(one, masks),
+            "best_iou": m.best_iou(one, masks),
+            "shared_iou": m.best_shared_iou(one, masks).iou,
+        }
+        if method == "explainer":
+            values |= {"pompom": m.pompom(one, masks), "mean_heatmap": one.mean((1, 2))}
+            values["pompom_curve"] = m.pompom_curve(one, masks, POMPOM_EPS), POMPOM_EPS
+        found.append(rows(run, values, batch, method))
+    return pd.concat(found, ignore_index=True)
+
+
+def precision(hits: Tensor) -> Tensor:
+    """(N, k): share of hits among each image's 1..k highest patches, of `topk_hits`."""
+    return hits.nan_to_num(0).cumsum(1) / hits.isfinite().cumsum(1)
+
+
+def removed(predict: Predict, run: Run, maps: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """What a classifier predicts as the highest tiles and patches of the maps go."""
+    recipe, given = run.recipe, (predict, batch["image"], maps, batch["label"])
+    seed = recipe.stream("perturbation")
+    morf = m.perturbation_curve(*given, recipe.aopc_tile, recipe.aopc_steps, recipe.perturbation, seed=seed)
+    deletion = m.deletion_hits(*given, recipe.deletion_steps, patch_of(run), recipe.deletion_fill)
+    areas = {"aopc": m.aopc(morf), "deletion_area": m.area_under_curve(deletion)}
+    return {"perturbation_curve": morf, "deletion_curve": deletion, **areas}
+
+
+def kept(run: Run, maps: Tensor, batch: Batch) -> Values:
+    """What the run's model predicts as the lowest tiles of the maps go, the highest come back, or they alone stay."""
+    recipe, given = run.recipe, (run.predict, batch["image"], maps, batch["label"])
+    tile, fill = recipe.aopc_tile, "black" if recipe.deletion_fill == "zero" else recipe.deletion_fill
+    options = {"seed": recipe.stream("perturbation"), "order": "lerf"}
+    lerf = m.perturbation_curve(*given, tile, recipe.aopc_steps, recipe.perturbation, **options)
+    insertion = m.insertion_curve(*given, tile=patch_of(run), steps=recipe.deletion_steps, start=fill)
+    subset, seed = max(1, min(8, tile_count(batch["image"], tile) // 4)), recipe.stream("correlation")
+    return {
+        "lerf_curve": lerf,
+        "aopc_lerf": m.aopc(lerf),
+        "insertion_curve": insertion,
+        "insertion_area": m.area_under_curve(insertion),
+        "sufficiency": (m.sufficiency(*given, KEPT_SHARES, tile, fill), KEPT_SHARES),
+        "faithfulness_correlation": m.faithfulness_correlation(*given, subset, 30, tile, fill, seed=seed),
+    }
+
+
+def faithfulness(run: Run, maps: Maps, batch: Batch, whole: bool = True) -> pd.DataFrame:
+    """Does the model use what the map points at? On the images of `perturbed`.
+
+    What is removed from an in-model map is also judged by the black-box twin, the model that all maps have in common;
+    the images of ROAD are imputed once for both. Not `whole`: only what `removed` gives, by the run's own model.
+    """
+    chosen, found = perturbed(run, batch), []
+    part = part_of(batch, chosen)
+    for method, one in maps.items():
+        one, judges = one[chosen], {"own": run.predict}
+        if whole and METHODS[method].family == "in-model" and run.recipe.method != "blackbox":
+            judges["twin"] = blackbox_twin(run.recipe).predict
+        by = {judge: removed(predict, run, one, part) for judge, predict in judges.items()}
+        if whole:
+            given = list(judges.values()), part["image"], one, part["label"]
+            roads = m.road(*given, shares=ROAD_SHARES, seed=run.recipe.stream("road"))
+            by = {judge: {**by[judge], "road": (road, ROAD_SHARES)} for judge, road in zip(judges, roads, strict=True)}
+            by["own"] |= kept(run, one, part)
+            by["own"]["abpc"] = by["own"]["aopc"][:, -1] - by["own"]["aopc_lerf"][:, -1]
+        found += [rows(run, values, part, method, judge=judge) for judge, values in by.items()]
+    return pd.concat(found, ignore_index=True)
+
+
+def grids(run: Run, maps: Maps, batch: Batch, count: int = 6) -> pd.DataFrame:
+    """The papers' grid of tile sizes and perturbations, `perturbation_curve TILE KIND`, of the first `count` perturbed
+    images; of in-model maps and the papers' own comparison."""
+    chosen, found = perturbed(run, batch)[:count], []
+    part = part_of(batch, chosen)
+    for method in [name for name in maps if name in table.MAIN or METHODS[name].family == "in-model"]:
+        given = run.predict, part["image"], maps[method][chosen], part["label"]
+        curves = m.perturbation_grid(*given, seed=run.recipe.stream("perturbation"))
+        named = {f"perturbation_curve {tile} {kind}": curve for (tile, kind), curve in curves.items()}
+        found.append(rows(run, named, part, method))
+    return pd.concat(found, ignore_index=True)
+
+
+def properties(run: Run, maps: Maps, batch: Batch) -> pd.DataFrame:
+    """What are the maps like? Sparsity of all maps; sign of SoftCAM's evidence for the disease (class 1 of two), at its
+    own resolution; stability, equivariance and completeness on the images that are perturbed."""
+    chosen, found = perturbed(run, batch), []
+    part = part_of(batch, chosen)
+    for method, one in maps.items():
+        found.append(rows(run, {"gini": m.gini(one)}, batch, method))
+        again, seed = explainer_of(run, method, part["label"]), run.recipe.stream("stability")
+        values = {
+            "stability": m.stability(again, part["image"], one[chosen], samples=2, seed=seed),
+            "flip_equivariance": m.flip_equivariance(again, part["image"], one[chosen]),
+        }
+        if method in ("evidence", "integrated_gradients", "lrp"):
+            values["completeness"] = completeness(run, method, one[chosen], part)
+        found.append(rows(run, values, part, method))
+    if "evidence" in maps and len(run.description.classes) == 2:
+        disease, sick = native_evidence(run, batch)[:, 1], batch["label"] == 1
+        shares = m.local_to_global_consistency(disease, sick)
+        values = {"positive_proportion": m.positive_proportion(disease)}
+        values |= {"positive_share_diseased": shares.positive, "negative_share_healthy": shares.negative}
+        native = {"method": "evidence", "resolution": "evidence"}
+        found.append(rows(run, values, batch, **native))
+        if sick.any() and (~sick).sum() >= 3:
+            game = m.grid_pointing_game(disease[sick], disease[~sick], seed=run.recipe.stream("grid"))
+            found.append(rows(run, {"grid_pointing_game": torch.tensor(game)}, **native))
+    return pd.concat(found, ignore_index=True)
+
+
+@torch.no_grad()
+def native_evidence(run: Run, batch: Batch) -> Tensor:
+    """(N, K, h, w): SoftCAM's evidence of every class at its own resolution."""
+    return torch.cat([run.model(part).evidence.float().cpu() for part in run.inputs(batch["image"]).split(128)])
+
+
+@torch.no_grad()
+def completeness(run: Run, method: str, maps: Tensor, batch: Batch) -> Tensor:
+    """(N,): relative error of the sum of a map against what it should sum to, NaN where that is 0; SoftCAM's at its
+    native resolution, an Explainer-Classifier's with the classifier's path at the heatmap z of the image."""
+    images, at, model = run.inputs(batch["image"]), torch.arange(len(maps)), run.model
+
+    def logits(share: float) -> Tensor:
+        """Logits (N, K) of the images times `share`; where the model has a heatmap z, at that of the images."""
+        gated = hasattr(model, "explainer")
+        outputs = [
+            model.classifier(x * share, model.explainer(x)) if gated else model(x * share) for x in images.split(128)
+        ]
+        return torch.cat([getattr(output, "logits", output) for output in outputs]).float().cpu()
+
+    target = logits(1)
+    if method == "evidence":
+        evidence = native_evidence(run, batch)[at, batch["label"]]
+        maps = evidence / evidence[0].numel()
+    elif method == "integrated_gradients":
+        target = target - logits(0)
+    target = target[at, batch["label"]]
+    return (m.completeness(maps, target) / target.abs()).masked_fill(target == 0, torch.nan)
+
+
+def sanity_checks(run: Run, maps: Maps, batch: Batch) -> pd.DataFrame:
+    """Do the maps need the model? SIMILARITY cascading and SIMILARITY independent, at step k = 0, 1 ... of
+    `lib.sanity.layers`, of `sanity_count` of the perturbed images; `unchanged`: 1 marks a failure."""
+    part, found = part_of(batch, perturbed(run, batch)[: run.recipe.sanity_count]), []
+    for method in maps:
+        steps = {"steps": run.recipe.ig_steps} if method == "integrated_gradients" else {}
+        made = partial(explain, method, images=run.inputs(part["image"]), targets=part["label"], **steps)
+        seed, similar = run.recipe.stream("sanity"), ("spearman", "spearman_abs", "ssim")
+        by = {mode: sanity.parameter_randomisation(made, run.model, mode, seed=seed) for mode in sanity.MODES}
+        pairs = [(name, mode) for mode in by for name in similar]
+        values = {f"{name} {mode}": torch.stack([step[name] for step in by[mode].values()], 1) for name, mode in pairs}
+        same = sanity.unchanged(by["cascading"])
+        found.append(rows(run, values, part, method))
+        found.append(rows(run, {"unchanged": torch.tensor(torch.nan if same is None else float(same))}, method=method))
+    return pd.concat(found, ignore_index=True)
+
+
+def evaluate(run: Run) -> pd.DataFrame:
+    """All that 04_evaluate measures of a run whose maps are saved, written to its folder and returned."""
+    maps, batch = run.explained()
+    asked, found = run.recipe.measure, [classification(run)]
+    if "localisation" in asked:
+        found.append(localisation(run, maps, batch))
+    if {"removal", "faithfulness"} & set(asked):
+        found.append(faithfulness(run, maps, batch, whole="faithfulness" in asked))
+    if run.recipe.aopc_grid and not run.recipe.seed:
+        found.append(grids(run, maps, batch))
+    if "properties" in asked:
+        found.append(properties(run, maps, batch))
+    if run.recipe.sanity_count:
+        found.append(sanity_checks(run, maps, batch))
+    run.write_table(pd.concat(found, ignore_index=True))
+    return run.table

@@ -1,0 +1,287 @@
+"""What the notebooks draw with: an image, a map, a mask, a strip, dots, curves, a matrix.
+
+Maps lie over the grey image and are scaled for the eye only: signed maps diverge around 0, others start at 0. The
+scale of a panel ends at the 99.5th percentile of the map's absolute values, so that single pixels do not hide the rest;
+the end and, where it is larger, the maximum are printed in the panel. Explainer heatmaps are shown on [0, 1], the
+epochs of one image on one scale. Labels are those of `lib.table`: in-model ones strong, in their model's colour,
+post-hoc ones thin and grey.
+"""
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from lib.explain import METHODS
+
+OWN = {  # colours of models and of their own maps; safe for colour-blind readers (Okabe and Ito)
+    "black box": "#000000", "SoftCAM dense": "#D55E00", "SoftCAM sparse": "#8C2D04", "SoftCAM ridge": "#E69F00",
+    "SoftCAM elastic net": "#CC79A7", "Explainer unsupervised": "#56B4E9", "Explainer hybrid": "#0072B2",
+    "TTE-CAM": "#000000",
+}  # fmt: skip
+POST_HOC = [method.label for method in METHODS.values() if method.family not in ("in-model", "baseline")]
+DASHES = {
+    "Grad-CAM": (0, (5, 1)), "Integrated Gradients": (0, (3, 1, 1, 1)), "Guided Backprop": (0, (2, 1)),
+    "LRP alpha1-beta0": (0, (4, 2)), "Score-CAM": (0, (6, 2)), "Random": ":", "Centre Gaussian": ":", "Edges": ":",
+}  # fmt: skip
+SPLITS = (("train", "#0072B2", "--"), ("val", "#D55E00", "-"))
+plt.rcParams.update({"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False})
+plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 150, "font.size": 9, "axes.titlesize": 9, "image.cmap": "gray"})
+
+
+def style(label: str, coloured: bool = False) -> dict[str, Any]:
+    """Line style of a label; `coloured`: post-hoc methods each in a colour of its own instead of grey."""
+    name = label.partition(" (")[0]
+    if name in OWN:
+        return {"color": OWN[name], "linestyle": "-", "linewidth": 2.4}
+    colour = "#8A8A8A" if name in POST_HOC else "#BBBBBB"
+    colour = plt.get_cmap("tab20")(POST_HOC.index(name)) if coloured and name in POST_HOC else colour
+    return {"color": colour, "linestyle": DASHES.get(name, (0, (3, 2))), "linewidth": 1.1}
+
+
+def is_own(label: str) -> bool:
+    return label.partition(" (")[0] in OWN
+
+
+# ------------------------------------------------------------------------------------------------- images and maps
+def show_image(ax: Axes, image: Tensor, title: str = "") -> None:
+    """An image (C, H, W) in [0, 1], in its own colours."""
+    array = image.detach().cpu().permute(1, 2, 0).numpy()
+    ax.imshow(array if array.shape[2] == 3 else array[..., 0], vmin=0, vmax=1)
+    ax.set_title(title)
+    ax.set_axis_off()
+
+
+def show_mask(ax: Axes, mask: Tensor | None, colour: str = "#F0E442") -> None:
+    """The outline of a mask (H, W); nothing where it is empty."""
+    if mask is not None and bool(mask.any()):
+        padded = np.pad(mask.cpu().numpy().astype(float), 1)
+        y, x = np.arange(-1, padded.shape[0] - 1), np.arange(-1, padded.shape[1] - 1)
+        ax.contour(x, y, padded, levels=[0.5], colors=[colour], linewidths=1.0)
+
+
+def show_region(ax: Axes, image: Tensor, mask: Tensor, title: str = "") -> None:
+    """The mask (H, W), filled, over the grey image (C, H, W)."""
+    show_image(ax, image.mean(0, keepdim=True), title)
+    ax.imshow(np.ma.masked_equal(mask.cpu().numpy(), 0), cmap="Wistia", vmin=0, vmax=1.2, alpha=0.75)
+
+
+def show_map(
+    ax: Axes, image: Tensor, heatmap: Tensor, signed: bool, mask: Tensor | None = None, title: str = "",
+    limit: float | None = None,
+) -> None:  # fmt: skip
+    """A map (H, W) over the grey image (C, H, W): blue-white-red around 0 if signed, else dark to bright from 0.
+
+    `limit` is the end of the scale; None: the map's own.
+    """
+    values = heatmap.detach().cpu().float().numpy()
+    size = np.abs(values[np.isfinite(values)])
+    most = float(size.max()) if size.size else 0.0
+    limit = limit or (float(np.quantile(size, 0.995)) if size.size else 0.0) or most
+    ax.imshow(image.detach().cpu().mean(0).numpy() * 0.6 + 0.4, vmin=0, vmax=1, cmap="gray")
+    scaled = np.clip(values / limit, -1, 1) if limit > 0 else values
+    colours = plt.get_cmap("RdBu_r" if signed else "inferno")((scaled + 1) / 2 if signed else scaled)
+    colours[..., 3] = 0.15 + 0.75 * np.abs(np.nan_to_num(scaled)) ** 0.6
+    ax.imshow(colours)
+    show_mask(ax, mask, "#009E73" if signed else "#56B4E9")
+    ax.set_title(title)
+    ends = f"{'±' if signed else '0–'}{limit:.2g}" + (f", max {most:.2g}" if most > 1.05 * limit else "")
+    box = {"facecolor": "white", "alpha": 0.6, "pad": 0.8, "linewidth": 0}
+    ax.text(0.98, 0.02, ends, transform=ax.transAxes, ha="right", va="bottom", fontsize=6, bbox=box)
+    ax.set_axis_off()
+
+
+def explanations(
+    images: Tensor, masks: Tensor, maps: Mapping[str, Tensor], titles: Sequence[str], most: int = 9
+) -> list[Figure]:
+    """One row per image (N >= 1, C, H, W): the image, its region, each map (N, H, W) by 'method' or 'method | model';
+    on several sheets of at most `most` maps."""
+    sheets = []
+    for part in np.array_split(np.array(list(maps)), -(-len(maps) // most)):
+        size = (1.45 * (2 + len(part)), 1.6 * len(images) + 0.3)
+        fig, axes = plt.subplots(len(images), 2 + len(part), figsize=size, squeeze=False)
+        for i, row in enumerate(axes):
+            show_image(row[0], images[i], titles[i])
+            show_region(row[1], images[i], masks[i], "lesion / target" if i == 0 else "")
+            for ax, key in zip(row[2:], part, strict=True):
+                name, _, model = key.partition(" | ")
+                title = "\n".join(filter(None, (METHODS[name].label, model))) if i == 0 else ""
+                limit = 1.0 if name == "explainer" else None
+                show_map(ax, images[i], maps[key][i], METHODS[name].signed, masks[i], title, limit)
+        sheets.append(fig)
+    return sheets
+
+
+def frames(evolution: Mapping[str, Tensor], signed: bool) -> tuple[Tensor, dict[str, Tensor], list[float]]:
+    """The fixed images (M, C, H, W) of `Run.evolution`; 'phase, epoch n' -> their maps (M, H, W), bilinear, of SoftCAM
+    for class 1; the end of the scale of each image, one for all its epochs: 1 for heatmaps."""
+    images, order, found = evolution["images"], ("classifier", "explainer", "joint"), {}
+    for key in sorted(
+        evolution.keys() - {"images"}, key=lambda key: (order.index(p) if (p := key.split("/")[0]) in order else 0, key)
+    ):
+        phase, epoch = key.split("/")
+        maps = evolution[key][:, min(1, evolution[key].shape[1] - 1)][:, None]
+        maps = torch.nn.functional.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+        found[f"{phase}, epoch {int(epoch)}"] = maps
+    ends = torch.stack([maps.flatten(1).abs().quantile(0.995, dim=1) for maps in found.values()]).amax(0).tolist()
+    return images, found, ends if signed else [1.0] * len(images)
+
+
+def strip(evolution: Mapping[str, Tensor], signed: bool, most: int = 9) -> Figure:
+    """Explanations of the fixed images after at most `most` epochs, from left (before training) to right."""
+    images, found, limits = frames(evolution, signed)
+    keys = [list(found)[i] for i in np.unique(np.linspace(0, len(found) - 1, min(most, len(found))).astype(int))]
+    size = (1.25 * (len(keys) + 1), 1.4 * len(images))
+    fig, axes = plt.subplots(len(images), len(keys) + 1, figsize=size, squeeze=False)
+    for i, row in enumerate(axes):
+        show_image(row[0], images[i], "image" if i == 0 else "")
+        for ax, key in zip(row[1:], keys, strict=True):
+            show_map(
+                ax, images[i], found[key][i], signed, title=key.replace(", ", "\n") if i == 0 else "", limit=limits[i]
+            )
+    return fig
+
+
+def animation(evolution: Mapping[str, Tensor], signed: bool, seconds: float = 0.6) -> bytes:
+    """The papers' animated figure: one frame per epoch, as GIF bytes."""
+    images, found, limits = frames(evolution, signed)
+    pictures = []
+    for key, maps in found.items():
+        fig, axes = panels(len(images), 1.8, 2.1, len(images))
+        for ax, image, heatmap, limit in zip(axes, images, maps, limits, strict=True):
+            show_map(ax, image, heatmap, signed, limit=limit)
+        fig.suptitle(key)
+        fig.canvas.draw()
+        pictures.append(Image.fromarray(np.asarray(fig.canvas.buffer_rgba())[..., :3].copy()))
+        plt.close(fig)
+    out = io.BytesIO()
+    pictures[0].save(out, "GIF", save_all=True, append_images=pictures[1:], duration=int(seconds * 1000), loop=0)
+    return out.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------------------- charts
+def panels(count: int, width: float, height: float, columns: int = 2, **options: Any) -> tuple[Figure, list[Axes]]:
+    """`count` panels of that size in inches, so many to a row."""
+    columns = max(1, min(columns, count))
+    rows = -(-max(count, 1) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, **options)
+    for ax in axes.flat[count:]:
+        ax.set_axis_off()
+    return fig, list(axes.flat[:count])
+
+
+def footnote(fig: Figure, text: str) -> None:
+    """What colours, bands and counts are, in small print below the panels, broken at the width of the figure."""
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, int(17.5 * fig.get_figwidth()))]
+    fig.supxlabel("\n".join(lines), fontsize=7.5, color="#444444", x=0.01, ha="left")
+
+
+def ranked(s: pd.DataFrame, better: str = "higher") -> list[str]:
+    """The labels of a summary, best value first, undefined ones left out."""
+    s = s.dropna(subset="value").sort_values("value", ascending=better == "lower", kind="stable")
+    return list(s["label"].astype(str))
+
+
+def name_rows(ax: Axes, rows: Sequence[str], named: bool = True, numbered: bool = False) -> None:
+    """The rows 0, 1, ... from the top down, called by their labels unless `named` is false."""
+    names = [label + (f"  {i}" if numbered else "") for i, label in enumerate(rows, 1)]
+    ax.set_yticks(range(len(rows)), names if named else [""] * len(rows), fontsize=7.5)
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.tick_params(axis="y", length=0)
+    for label, text in zip(rows, ax.get_yticklabels(), strict=True):
+        text.set(
+            color=style(label)["color"] if is_own(label) else "#555555", weight="bold" if is_own(label) else "normal"
+        )
+
+
+def dots(
+    ax: Axes, s: pd.DataFrame, rows: Sequence[str] | None = None, better: str = "higher", hollow: bool = False,
+    digits: int | None = 2,
+) -> list[str]:  # fmt: skip
+    """One row per label of a summary, best on top or in the order of `rows`, which it returns: a dot with its interval,
+    or a hollow one without, and its number at the right edge; an empty row: undefined."""
+    rows = ranked(s, better) if rows is None else rows
+    for one in s.dropna(subset="value").itertuples():
+        y, own = rows.index(one.label), is_own(one.label)
+        colour = style(one.label)["color"] if own else "#8A8A8A"
+        low, high = (one.value if np.isnan(end) else end for end in (one.low, one.high))
+        if not hollow:
+            ax.plot([low, high], [y, y], color=colour, linewidth=1.6 if own else 1.0, alpha=0.7)
+        face = "white" if hollow else colour
+        ax.plot(one.value, y, "o", color=colour, markerfacecolor=face, markersize=5.5 if own else 4)
+        if digits is not None:
+            look = {"color": "black" if own else "#777777", "weight": "bold" if own else "normal", "fontsize": 7}
+            ax.text(1.02, y, f"{one.value:.{digits}f}", transform=ax.get_yaxis_transform(), va="center", **look)
+    ax.grid(axis="x", color="#EEEEEE")
+    ax.set_axisbelow(True)
+    name_rows(ax, rows)
+    return list(rows)
+
+
+def curves(ax: Axes, s: pd.DataFrame, share: bool = False, coloured: bool = False, bands: bool = False) -> None:
+    """A line per label of a summary over k (`share`: in % of the last k), with the bands of in-model maps (or all)."""
+    for label, one in reversed(list(s.groupby("label", observed=True, sort=False))):
+        x = 100 * one["k"] / one["k"].max() if share else one["k"]
+        look = style(label, coloured)
+        ax.plot(x, one["value"], label=label, **look)
+        if bands or is_own(label):
+            ax.fill_between(x, one["low"], one["high"], color=look["color"], alpha=0.13, linewidth=0)
+
+
+def ranked_legend(
+    ax: Axes, s: pd.DataFrame, title: str, better: str = "higher", marks: Mapping[str, str] | None = None
+) -> None:
+    """Names the lines of `ax` to its right, best on top, with the value of a summary that ranks them; `marks`: label ->
+    text to add."""
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    rows = [label for label in ranked(s, better) if label in lines]
+    values = s.set_index(s["label"].astype(str))["value"]
+    texts = [f"{values[label]:.2f}  {label}{(marks or {}).get(label, '')}" for label in rows]
+    place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.02), "borderaxespad": 0, "handlelength": 2.2}
+    handles = [lines[label] for label in rows]
+    legend = ax.legend(handles, texts, title=title, frameon=False, fontsize=7, labelspacing=0.25, **place)
+    legend.get_title().set(fontsize=7)
+    legend.set_alignment("left")
+    for label, text in zip(rows, legend.get_texts(), strict=True):
+        text.set(
+            color=lines[label].get_color() if is_own(label) else "#555555", weight="bold" if is_own(label) else "normal"
+        )
+
+
+def matrix(
+    ax: Axes, texts: pd.DataFrame, colours: np.ndarray, bold: np.ndarray | None = None, numbered: bool = False
+) -> None:
+    """Cells of texts (rows: labels) on colours (rows, columns, 3 or 4); `numbered`: the columns are the rows."""
+    ax.imshow(colours, aspect="auto")
+    for (i, j), text in np.ndenumerate(texts.to_numpy()):
+        colour = "white" if colours[i, j, :3].mean() < 0.45 else "black"
+        weight = "bold" if bold is not None and bold[i, j] else "normal"
+        ax.text(j, i, text, ha="center", va="center", fontsize=6, color=colour, weight=weight)
+    names, turned = (range(1, len(texts) + 1), {}) if numbered else (texts.columns, {"rotation": 40, "ha": "left"})
+    ax.set_xticks(range(texts.shape[1]), names, fontsize=7, rotation_mode="anchor", **turned)
+    ax.tick_params(length=0, top=True, bottom=False, labeltop=True, labelbottom=False)
+    name_rows(ax, list(texts.index), numbered=numbered)
+    ax.set_ylim(len(texts) - 0.5, -0.5)
+    ax.spines[:].set_visible(False)
+
+
+def epochs(ax: Axes, history: pd.DataFrame, name: str) -> None:
+    """A column of a history for both splits, labelled by epoch, a line where a phase begins."""
+    for split, colour, look in SPLITS:
+        ax.plot(np.arange(len(history)), history[f"{split}_{name}"], look, color=colour, label=split)
+    starts = history["phase"].drop_duplicates()
+    for start, phase in starts.items() if len(starts) > 1 else ():
+        ax.axvline(start - 0.5, color="#999999", linewidth=0.8 if start else 0)
+        ax.text(start, 1, phase, transform=ax.get_xaxis_transform(), fontsize=6, va="bottom")
+    shown = np.arange(0, len(history), max(1, len(history) // 8))
+    ax.set_xticks(shown, history["epoch"].astype(int).iloc[shown])
+    ax.set_xlabel("epoch of the phase" if len(starts) > 1 else "epoch")

@@ -1,0 +1,72 @@
+"""Which images an epoch sees, and how much each class counts."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib.data.sampling import EpochSampler, class_weights
+
+LABELS = torch.tensor([0] * 6 + [1] * 3 + [3])  # class 2 has no image
+
+
+def test_the_default_order_is_one_permutation_of_the_epochs_seed():
+    sampler = EpochSampler(torch.zeros(20), lambda epoch: 5 + epoch)
+    sampler.set_epoch(2)
+    assert list(sampler) == torch.randperm(20, generator=torch.Generator().manual_seed(7)).tolist() == list(sampler)
+    sampler.set_epoch(1)
+    assert list(sampler) == list(EpochSampler(torch.zeros(20), lambda epoch: 6)) != list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "epoch", "share"),
+    [
+        ("class_balanced", 0, 1.0),
+        ("class_balanced", 9, 1.0),
+        ("progressive", 0, 0.0),
+        ("progressive", 2, 0.75),
+        ("progressive_reversed", 0, 1.0),
+        ("progressive_reversed", 2, 0.25),
+    ],
+)
+def test_probabilities_by_hand(sampling, epoch, share):
+    sampler = EpochSampler(LABELS, int, sampling, decay=0.5)
+    sampler.set_epoch(epoch)
+    expected = [(1 - share) / 10 + share / 3 / count for count in [6] * 6 + [3] * 3 + [1]]
+    assert sampler.probabilities.tolist() == pytest.approx(expected)
+    assert sampler.probabilities.sum().item() == pytest.approx(1)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(0, 30), st.floats(0.05, 0.95))
+def test_progressive_sampling_mixes_its_ends_and_the_two_directions_mirror_each_other(labels, epoch, decay):
+    labels = torch.tensor(labels)
+    there, back = (EpochSampler(labels, int, kind, decay) for kind in ("progressive", "progressive_reversed"))
+    for sampler in (there, back):
+        sampler.set_epoch(epoch)
+    balanced = EpochSampler(labels, int, "class_balanced", decay).probabilities
+    torch.testing.assert_close(there.probabilities + back.probabilities, 1 / len(labels) + balanced)
+    per_class = torch.zeros(5, dtype=torch.float64).scatter_add(0, labels, balanced)
+    present = per_class[per_class > 0]
+    torch.testing.assert_close(present, torch.full_like(present, 1 / len(present)))
+
+
+def test_draws_follow_the_probabilities_and_depend_on_the_seed_of_the_epoch_only():
+    labels = torch.tensor([0] * 9000 + [1] * 1000)
+    sampler = EpochSampler(labels, int, "class_balanced")
+    first = list(sampler)
+    assert len(first) == len(sampler) == 10000
+    assert labels[first].float().mean().item() == pytest.approx(0.5, abs=0.02)
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(EpochSampler(labels, lambda epoch: 1, "class_balanced")) == list(sampler)
+
+
+def test_class_weights():
+    labels = torch.tensor([0, 0, 0, 1])
+    assert class_weights(None, labels, 2) is None
+    for kind in ("balanced", "dynamic"):
+        assert torch.allclose(class_weights(kind, labels, 2), torch.tensor([4 / 6, 2.0]))
+    assert torch.equal(class_weights([1.0, 3.0], labels, 2), torch.tensor([1.0, 3.0]))
+    with pytest.raises(ValueError, match=r"class_weights: expected 2 values, got \[1.0\]"):
+        class_weights([1.0], labels, 2)

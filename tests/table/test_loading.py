@@ -1,0 +1,104 @@
+import pytest
+from made_tables import rows, run, table
+
+from lib.table import at, compared, label, load
+
+CORRECT = rows("classification", "correct", [1, 1, 0, 1])
+SOFTCAM = {"name": "sc", "variant": "SoftCAM dense"}
+L1 = {"sweep": "path", "parameter": "l1"}
+
+
+def names(found, column="recipe"):
+    return list(found[column].unique())
+
+
+def test_no_name_makes_a_run_a_point_of_a_sweep():
+    found = table(run(CORRECT), run(CORRECT, name="chest_l1-0.001", variant="SoftCAM sparse"))
+    assert names(found[found["sweep"] == ""]) == ["bb", "chest_l1-0.001"]
+
+
+def test_runs_of_a_data_set_are_measured_on_the_same_images():
+    fewer = rows("classification", "correct", [1, 1], images="ca")
+    assert len(table(run(CORRECT), run(fewer, **SOFTCAM))) == 6
+    other = rows("classification", "correct", [1, 1, 1, 1], images="abcx")
+    with pytest.raises(ValueError, match="bb and sc are measured on different images of shapes: x is only in sc; run"):
+        table(run(CORRECT), run(other, **SOFTCAM))
+    swept = run(other, **SOFTCAM, **L1, point=0.1)
+    assert len(table(run(CORRECT), swept)) == 8  # a point of a sweep is not compared with others
+
+
+def test_data_sets_and_models_come_in_their_order():
+    given = [("x", "black box"), ("fundus", "Explainer hybrid"), ("shapes", "SoftCAM sparse"), ("shapes", "black box")]
+    found = table(*[run(CORRECT, name=f"r{i}", dataset=d, variant=v) for i, (d, v) in enumerate(given)])
+    assert names(found) == ["r3", "r2", "r1", "r0"]
+    assert list(found["dataset"].cat.categories) == ["shapes", "fundus", "x"]
+    assert names(found[found["recipe"] == "r3"], "image") == list("abcd")  # as they are drawn: intervals depend on it
+
+
+def test_two_architectures_of_a_data_set_are_two_data_sets():
+    both = [run(CORRECT, name=f"{a}_bb", architecture=a) for a in ("resnet18", "resnet50")]
+    assert names(table(*both), "dataset") == ["shapes, resnet18", "shapes, resnet50"]
+    assert names(table(*both), "variant") == ["black box"]
+
+
+def test_two_recipes_of_one_variant_are_told_apart():
+    cam = rows("gradcam", "gini", [1, 1])
+    found = table(run(CORRECT, cam), run(CORRECT, cam, name="other"), run(CORRECT, seed=1))
+    assert names(found, "variant") == ["black box (bb)", "black box (other)"]
+    assert names(compared(found), "label") == ["Grad-CAM (bb)", "Grad-CAM (other)"]
+    swept = table(run(CORRECT), run(CORRECT, name="p-1", **L1, point=1.0), run(CORRECT, name="p-2", **L1, point=2.0))
+    assert names(swept, "variant") == ["black box"]
+
+
+@pytest.mark.parametrize(
+    ("method", "variant", "expected"),
+    [
+        ("evidence", "SoftCAM dense", "SoftCAM dense"),
+        ("evidence", "SoftCAM dense (x)", "SoftCAM dense (x)"),
+        ("classification", "black box", "black box"),
+        ("gradcam", "black box", "Grad-CAM"),
+        ("gradcam", "black box (x)", "Grad-CAM (x)"),
+        ("tte_cam", "black box", "TTE-CAM"),
+    ],
+)
+def test_labels(method, variant, expected):
+    assert label(method, variant) == expected
+
+
+def test_post_hoc_maps_are_compared_on_the_black_box_and_in_model_ones_on_their_own_models():
+    methods = ("gradcam", "tte_cam", "random", "evidence", "evidence_difference", "integrated_gradients")
+    maps = [rows(method, "gini", [1.0, 0.5]) for method in methods]
+    permuted = run(CORRECT, maps[0], name="r", permuted=True)
+    point = run(CORRECT, maps[0], name="p", **L1, point=1.0)
+    found = compared(table(run(CORRECT, *maps[:3]), run(CORRECT, *maps[3:], **SOFTCAM), permuted, point))
+    assert names(found, "label") == ["Grad-CAM", "TTE-CAM", "Random", "SoftCAM dense"]
+    assert names(found) == ["bb", "sc"]
+
+
+def test_a_curve_is_read_at_a_step_at_its_end_or_whole():
+    curve = [rows("gradcam", "aopc", [k / 10, k], k=k) for k in range(3)]
+    longer = [rows("gradcam", "aopc", [k, k], k=k) for k in range(5)]
+    judged = rows("gradcam", "aopc", [9, 9], k=2, judge="twin")
+    found = table(run(*curve, judged), run(*longer, seed=1))
+    assert at(found, "aopc", 1)["value"].tolist() == [0.1, 1, 1, 1]
+    assert at(found, "aopc", "last")["value"].tolist() == [0.2, 2, 4, 4]
+    assert len(at(found, "aopc", "all")) == 16
+    assert at(found, "aopc", "last", "twin")["value"].tolist() == [9, 9]
+
+
+def test_a_folder_without_an_evaluated_run_is_said(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"runs_dir: no evaluated run in .*; make one with notebooks/04_evaluate.ipynb"
+    ):
+        load(tmp_path)
+
+
+def test_load_joins_runs_with_their_recipes(evaluated):
+    folder = next(iter(evaluated.values())).dir.parent
+    found = load(folder)
+    assert set(names(found)) == {"bb", "sc", "ec"}
+    assert names(load(folder, ["sc"]), "label") == names(load(folder, ["sc"], seeds=1), "label")
+    assert names(found, "variant") == ["black box", "SoftCAM sparse", "Explainer hybrid"]
+    assert found["synthetic"].all()
+    with pytest.raises(ValueError, match="no evaluated run"):
+        load(folder, ["none"])
