@@ -6,18 +6,24 @@
     snakemake --executor slurm --jobs 8 --cores 8                 the same on a cluster
 
 An executed notebook is a `log`: Snakemake keeps it when a job fails, with the traceback inside. How long each rule took is
-in RUNS/durations.csv.
+in RUNS/durations.csv, and under "run" in RUNS/figures/index.json, with the commit and the machine that made the figures.
 """
 
 import csv
+import json
 import os
+import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections import defaultdict
+from datetime import UTC, datetime
 from pathlib import Path
 
-from lib.experiments import experiments
+sys.modules.setdefault("rfc3987_syntax", None)  # of jsonschema, for URIs that no notebook has: 1.3 s at each import
+
+from pipeline.experiments import experiments
 from lib.identity import code_hashes
 from lib.recipe import Recipe, read_yaml
 
@@ -25,9 +31,18 @@ RECIPES = config.get("recipes", "notebooks/recipes")
 RUNS = str(config.get("runs", "runs"))
 SEEDS = range(int(config.get("seeds", 1)))
 CORES = workflow.cores or 2  # none on a cluster, where `--set-threads` decides
-smi = shutil.which("nvidia-smi")
-listed = subprocess.run([smi, "-L"], capture_output=True, text=True).stdout.splitlines() if smi else []
-config["gpus"] = int(config.get("gpus", sum(line.startswith("GPU ") for line in listed)))
+START, EMPTY = datetime.now(UTC), not any(Path(RUNS).glob("*/recipe.json"))
+
+
+def said(*command):
+    """What a command prints; None where there is no such program, or it fails."""
+    done = subprocess.run(command, capture_output=True, text=True) if shutil.which(command[0]) else None
+    return done.stdout.strip() if done and not done.returncode else None
+
+
+COMMIT, CHANGES = said("git", "rev-parse", "HEAD"), said("git", "status", "--porcelain")  # as the run begins
+GPUS = re.findall(r"^GPU \d+: (.*?) \(", said("nvidia-smi", "-L") or "", re.MULTILINE)
+config["gpus"] = int(config.get("gpus", len(GPUS)))
 config["pid"] = os.getpid()  # jobs end with it
 
 
@@ -106,11 +121,15 @@ def python(*places):
     return [str(file) for place in map(Path, places) for file in (sorted(place.rglob("*.py")) if place.is_dir() else [place])]
 
 
+EXPLAINS = python("lib/maps.py", "lib/explain")
+EVALUATES = python("lib/maps.py", "lib/evaluate.py", "lib/table", "lib/sanity.py", "lib/metrics")
+
+
 def one_of(names):
     return "|".join(map(re.escape, names)) or "(?!)"  # which nothing matches
 
 
-points = [name for name, recipe in recipes.items() if recipe.sweep]  # of sweeps: one notebook explains and evaluates
+points = [name for name, recipe in recipes.items() if recipe.sweep]  # of sweeps: 04 trains and explains, too
 others = [name for name in recipes if name not in points]
 
 
@@ -138,7 +157,7 @@ rule figures:
         cell_timeout=int(config.get("cell_timeout", 3600)),
     threads: CORES
     script:
-        "lib/execute.py"
+        "pipeline/execute.py"
 
 
 rule data:
@@ -155,12 +174,15 @@ rule data:
     params:
         parameters=data_parameters,
         cell_timeout=lambda wildcards: recipes[first[wildcards.dataset]].cell_timeout,
-    threads: CORES
+    priority: 2
     script:
-        "lib/execute.py"
+        "pipeline/execute.py"
 
 
-rule train:
+rule train:  # and what follows; of sweeps, which are many and short, last: so that a run does not end with one long job
+    wildcard_constraints:
+        name=one_of(others),
+    priority: 1
     input:
         lambda wildcards: [f"{RUNS}/data/{name}.json" for name in data[wildcards.name]],
         weights("weights_from"),
@@ -180,7 +202,7 @@ rule train:
     resources:
         gpu=min(1, config["gpus"]),
     script:
-        "lib/execute.py"
+        "pipeline/execute.py"
 
 
 use rule train as explain with:
@@ -188,10 +210,8 @@ use rule train as explain with:
         RUNS + "/{name}{suffix}/best.safetensors",
         weights("twin"),
         recipe_file,
-        code=python("lib/maps.py", "lib/explain"),
+        code=EXPLAINS,
         notebook="notebooks/03_explain.ipynb",
-    wildcard_constraints:
-        name=one_of(others),
     output:
         RUNS + "/{name}{suffix}/maps.safetensors",
         RUNS + "/{name}{suffix}/maps.json",
@@ -206,10 +226,8 @@ use rule train as evaluate with:
         RUNS + "/{name}{suffix}/maps.safetensors",
         weights("twin"),
         recipe_file,
-        code=python("lib/maps.py", "lib/evaluate.py", "lib/table", "lib/sanity.py", "lib/metrics"),
+        code=EVALUATES,
         notebook="notebooks/04_evaluate.ipynb",
-    wildcard_constraints:
-        name=one_of(others),
     output:
         RUNS + "/{name}{suffix}/table.parquet",
     log:
@@ -218,16 +236,19 @@ use rule train as evaluate with:
         RUNS + "/benchmarks/evaluate/{name}{suffix}.tsv"
 
 
-use rule train as point with:
-    input:
-        RUNS + "/{name}{suffix}/best.safetensors",
-        weights("twin"),
-        recipe_file,
-        code=python("lib/maps.py", "lib/explain", "lib/evaluate.py", "lib/table", "lib/sanity.py", "lib/metrics"),
-        notebook="notebooks/04_evaluate.ipynb",
+use rule train as point with:  # what 04 finds trained or explained, it takes: so all of it is an output
     wildcard_constraints:
         name=one_of(points),
+    priority: 0
+    input:
+        lambda wildcards: [f"{RUNS}/data/{name}.json" for name in data[wildcards.name]],
+        weights("weights_from"),
+        weights("twin"),
+        recipe_file,
+        code=sorted({*code_hashes(), *EXPLAINS, *EVALUATES}),
+        notebook="notebooks/04_evaluate.ipynb",
     output:
+        RUNS + "/{name}{suffix}/best.safetensors",
         RUNS + "/{name}{suffix}/maps.safetensors",
         RUNS + "/{name}{suffix}/maps.json",
         RUNS + "/{name}{suffix}/table.parquet",
@@ -241,7 +262,7 @@ onsuccess:
     took = defaultdict(list)
     jobs = [*(("data", name) for name in first), ("figures", "all")]
     for name in recipes:
-        rules = ("train", "point") if name in points else ("train", "explain", "evaluate")
+        rules = ["point"] if name in points else ["train", "explain", "evaluate"]
         seeds = SEEDS if name in others else SEEDS[:1]
         jobs += [(rule, f"{name}{suffix(seed)}") for seed in seeds for rule in rules]
     for file in [Path(RUNS, "benchmarks", rule, f"{name}.tsv") for rule, name in jobs]:
@@ -252,3 +273,16 @@ onsuccess:
         rows = csv.writer(table)
         rows.writerow(["rule", "jobs", "seconds in all", "longest job"])
         rows.writerows([rule, len(s), round(sum(s)), round(max(s))] for rule, s in took.items())
+    if (index := Path(RUNS, "figures/index.json")).exists():
+        cpu = Path("/proc/cpuinfo")
+        named = re.search(r"model name\s*: (.*)", cpu.read_text() if cpu.exists() else "")
+        run = {
+            "commit": COMMIT or "unknown",
+            "clean": "unknown" if CHANGES is None else not CHANGES,
+            "start": START.isoformat(timespec="seconds"),
+            "seconds": {rule: round(sum(s)) for rule, s in took.items()},
+            "machine": {"processor": named[1] if named else platform.processor() or platform.machine(),
+                        "cores": os.cpu_count(), "GPUs": GPUS},
+            "in one piece": EMPTY,
+        }
+        index.write_text(json.dumps({**json.loads(index.read_text()), "run": run}, indent=1) + "\n")

@@ -122,18 +122,18 @@ def kept(run: Run, maps: Tensor, batch: Batch) -> Values:
     }
 
 
-def faithfulness(run: Run, maps: Maps, batch: Batch, whole: bool = True) -> pd.DataFrame:
+def faithfulness(run: Run, maps: Maps, batch: Batch, twin: Run | None = None, whole: bool = True) -> pd.DataFrame:
     """Does the model use what the map points at? On the images of `perturbed`.
 
-    What is removed from an in-model map is also judged by the black-box twin, the model that all maps have in common;
-    the images of ROAD are imputed once for both. Not `whole`: only what `removed` gives, by the run's own model.
+    What is removed from an in-model map is also judged by the black-box `twin`, the model that all maps have in common;
+    the images of ROAD are imputed once for both. Not `whole`: only what `removed` gives.
     """
     chosen, found = perturbed(run, batch), []
     part = part_of(batch, chosen)
     for method, one in maps.items():
         one, judges = one[chosen], {"own": run.predict}
-        if whole and METHODS[method].family == "in-model" and run.recipe.method != "blackbox":
-            judges["twin"] = blackbox_twin(run.recipe).predict
+        if twin and METHODS[method].family == "in-model":
+            judges["twin"] = twin.predict
         by = {judge: removed(predict, run, one, part) for judge, predict in judges.items()}
         if whole:
             given = list(judges.values()), part["image"], one, part["label"]
@@ -145,7 +145,7 @@ def faithfulness(run: Run, maps: Maps, batch: Batch, whole: bool = True) -> pd.D
     return pd.concat(found, ignore_index=True)
 
 
-def grids(run: Run, maps: Maps, batch: Batch, count: int = 6) -> pd.DataFrame:
+def grids(run: Run, maps: Maps, batch: Batch, count: int = 4) -> pd.DataFrame:
     """The papers' grid of tile sizes and perturbations, `perturbation_curve TILE KIND`, of the first `count` perturbed
     images; of in-model maps and the papers' own comparison."""
     chosen, found = perturbed(run, batch)[:count], []
@@ -240,7 +240,9 @@ def evaluate(run: Run) -> pd.DataFrame:
     if "localisation" in asked:
         found.append(localisation(run, maps, batch))
     if {"removal", "faithfulness"} & set(asked):
-        found.append(faithfulness(run, maps, batch, whole="faithfulness" in asked))
+        whole = "faithfulness" in asked
+        twin = blackbox_twin(run.recipe) if whole and run.recipe.method != "blackbox" else None
+        found.append(faithfulness(run, maps, batch, twin, whole))
     if run.recipe.aopc_grid and not run.recipe.seed:
         found.append(grids(run, maps, batch))
     if "properties" in asked:

@@ -1,6 +1,5 @@
 """What a run's weights depend on: the training parameters of its recipe, the training images, the code that trains."""
 
-import filecmp
 import hashlib
 from functools import cache
 from pathlib import Path
@@ -9,17 +8,14 @@ from typing import Any
 from lib import PROJECT
 from lib.recipe import Recipe, checked, stored_run
 
-CODE = (  # files and folders of lib
-    "recipe.py", "run.py", "train.py", "phase.py", "losses.py", "models",
-    "data/manifest.py", "data/dataset.py", "data/pixels.py", "data/sampling.py",
-)  # fmt: skip
+CODE = ("recipe.py", "run.py", "train.py", "phase.py", "losses.py", "models/*.py", "metrics/classification.py",
+        "data/manifest.py", "data/dataset.py", "data/pixels.py", "data/sampling.py")  # fmt: skip
 
 
 @cache  # the code that a process runs is what it has read
 def code_hashes() -> dict[str, str]:
     """File -> hash of its text, of the code that the weights depend on."""
-    paths = [PROJECT / "lib" / name for name in CODE]
-    files = [file for path in paths for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
+    files = [file for name in CODE for file in sorted((PROJECT / "lib").glob(name))]
     return {file.relative_to(PROJECT).as_posix(): digest(file.read_text(encoding="utf-8").encode()) for file in files}
 
 
@@ -28,43 +24,36 @@ def digest(content: bytes) -> str:
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
-    """Hashes, besides the recipe: of the rows that it trains and validates on, of how their classes and channels are
-    read, of the file that its weights start from (none: None), of the code."""
+    """Hashes, besides the recipe: of the rows that it trains and validates on and of how their classes and channels are
+    read, of the file that its weights start from or are taken from (none: None), of the code."""
     from lib.data import load_description, manifest_hash, ready  # with torch: the pipeline only asks for the code
 
     rows, card = ready(recipe.dataset, limit=recipe.limit), load_description(recipe.dataset)
+    taken = recipe.weights_from and recipe.replace(name=recipe.weights_from).run_dir / "best.safetensors"
+    start = taken or recipe.weights_file
+    data = manifest_hash(rows[rows["split"] != "test"]), card.classes, card.channels, card.mean, card.std
     return {
-        "data": manifest_hash(rows[rows["split"] != "test"]),
-        "card": digest(repr((card.classes, card.channels, card.mean, card.std)).encode()),
-        "start": digest(recipe.weights_file.read_bytes()) if recipe.weights_file else None,
+        "data": digest(repr(data).encode()),
+        "start": digest(start.read_bytes()) if start and start.is_file() else None,
         "code": code_hashes(),
     }
 
 
-def differences(recipe: Recipe, folder: Path, now: dict[str, Any]) -> dict[str, str]:
-    """How a folder's run was trained otherwise, in words, by parameter or by key of `identity`; empty: it was not. A
-    finished run of an adopted checkpoint is compared by its parameters alone."""
+def earlier(recipe: Recipe, folder: Path, now: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a folder's recipe.json says (empty: no run), and how its weights came about otherwise than the recipe's, of
+    the identity `now`: key -> words. What it does not say, as of a checkpoint from elsewhere, is not compared."""
     try:
         stored = stored_run(folder)
         theirs = checked(stored["recipe"], f"{folder.name}/recipe.json").training
+    except FileNotFoundError:
+        return {}, {}
     except ValueError as error:
-        return {"recipe.json": str(error)}
+        return {}, {"recipe.json": str(error)}
     said = {k: f"{k}: {v} (trained with {theirs[k]})" for k, v in recipe.training.items() if v != theirs[k]}
-    finished = (own := folder / "best.safetensors").is_file()
-    if recipe.weights_from and finished:
-        source = recipe.replace(name=recipe.weights_from).run_dir / own.name
-        if source.is_file() and not filecmp.cmp(source, own, shallow=False):
-            said["weights_from"] = f"weights_from: {recipe.weights_from} has other weights now"
-    if finished and "adopted" in stored:
-        return said
-    for key, what in {
-        "data": "images, labels or masks of the training data changed",
-        "card": "classes, channels, mean or std of the data set changed",
-        "start": f"the file {recipe.weights} changed",
-    }.items():
-        if now[key] not in (None, stored.get(key)):
-            said[key] = what
-    code = stored["code"] if isinstance(stored.get("code"), dict) else {}
+    start = f"the weights of {recipe.weights_from}" if recipe.weights_from else f"the file {recipe.weights}"
+    what = {"data": "the training data (images, labels, masks or card)", "start": start}
+    said |= {k: f"{what[k]} changed" for k in what if now[k] not in (None, stored.get(k, now[k]))}
+    code = stored.get("code", now["code"])
     if files := sorted(file for file in {**now["code"], **code} if now["code"].get(file) != code.get(file)):
         said["code"] = f"code changed: {', '.join(files)}"
-    return said
+    return stored, said

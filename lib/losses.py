@@ -30,22 +30,16 @@ def outside_penalty(z: Tensor, mask: Tensor) -> Tensor:
 
 
 def explanation_loss(
-    z: Tensor,
-    beta: float,
-    mask: Tensor | None = None,
-    gamma: float = 1.0,
-    reduction: Literal["mean", "sum"] = "mean",
-    has_mask: Tensor | None = None,
-) -> Tensor:
+    z: Tensor, beta: float, mask: Tensor | None = None, gamma: float = 1.0,
+    reduction: Literal["mean", "sum"] = "mean", has_mask: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Unsupervised `beta sparsity + (1 - beta) contiguity`; hybrid, with a mask: `+ gamma outside_penalty`. A scalar.
 
     reduction: over the N samples. has_mask: (N,) bool, the samples whose mask counts (None: all); the others keep the
     unsupervised loss, so that an unannotated image is not driven to an empty heatmap.
     """
-    if not 0 <= beta <= 1:
-        raise ValueError(f"beta: expected a value in [0, 1], got {beta}")
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}")
+    if not 0 <= beta <= 1 or reduction not in ("mean", "sum"):
+        raise ValueError(f"expected beta in [0, 1] and reduction 'mean' or 'sum', got {beta} and {reduction!r}")
     if has_mask is not None and has_mask.shape != z.shape[:1]:
         raise ValueError(f"has_mask: expected shape {tuple(z.shape[:1])}, got {tuple(has_mask.shape)}")
     loss = beta * sparsity(z) + (1 - beta) * contiguity(z)
@@ -58,8 +52,6 @@ def explanation_loss(
 def evidence_penalty(evidence: Tensor, l1: float, l2: float) -> Tensor:
     """`l1 mean_n ||A_n||_1 + l2 mean_n ||A_n||_2`, norms over (K, h, w) of one sample: SoftCAM's ElasticNet penalty
     (arXiv 2505.17748). A scalar. The reference code takes the first sample of each batch, of the same expectation."""
-    if min(l1, l2) < 0:
-        raise ValueError(f"l1, l2: expected values >= 0, got {l1}, {l2}")
     maps = _checked(evidence, "evidence").flatten(1)
     return l1 * maps.abs().sum(1).mean() + l2 * torch.linalg.vector_norm(maps, dim=1).mean()
 
@@ -67,69 +59,39 @@ def evidence_penalty(evidence: Tensor, l1: float, l2: float) -> Tensor:
 def classification_loss(
     logits: Tensor, labels: Tensor, criterion: str = "cross_entropy", weights: Tensor | None = None, gamma: float = 2.0
 ) -> Tensor:
-    """The criterion cross_entropy, focal (of that gamma), kappa, mse, mae or smooth_l1: a scalar.
+    """A scalar: of all criteria but kappa, which takes no weights, the mean of a loss per sample, `sum_n w_y (...) /
+    sum_n w_y` with the weights (K,) of the classes (None: 1).
 
-    weights: (K,) of the classes (None: 1), averaged over as cross entropy does; kappa takes none.
+    cross_entropy   `-log p_y`
+    focal           `(1 - p_y)^gamma (-log p_y)` (Lin et al. 2017, eq. 5)
+    mse, mae, smooth_l1: `sum_k p_k d(k, y)`, what a grade drawn from p is wrong by; of mse `(g - y)^2 + Var_p(k)`,
+                    `g = sum_k k p_k`: least where p is certain, so the most probable class is the grade that a
+                    regression would be rounded to (mse: the nearest to the mean of the labels; mae: their median)
+    kappa           `log(1 - kappa + 1e-6)` of the batch's quadratic-weighted kappa, with the predictions' counts from
+                    p, from log 1e-6 to log 2 (de la Torre, Puig & Valls, Pattern Recognition Letters 105, 2018). The
+                    mean over batches is not the loss of all samples; a batch of a single grade gives 0, teaches nothing
     """
     if criterion == "cross_entropy":
         return F.cross_entropy(logits, labels, weights)
-    if criterion == "focal":
-        return focal_loss(logits, labels, gamma, weights)
-    return kappa_loss(logits, labels) if criterion == "kappa" else grade_loss(logits, labels, criterion, weights)
-
-
-def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0, weights: Tensor | None = None) -> Tensor:
-    """`sum_n w_y (1 - p_y)^gamma (-log p_y) / sum_n w_y`, a scalar >= 0 (Lin et al. 2017, eq. 5)."""
-    if gamma < 0:
-        raise ValueError(f"gamma: expected a value >= 0, got {gamma}")
-    log_p = _of_logits(logits, labels).log_softmax(1).gather(1, labels[:, None])[:, 0]
-    missing = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)  # 1 - p_y; at 0 gamma < 1 has no gradient
-    return _weighted_mean(missing**gamma * -log_p, labels, weights)
-
-
-def kappa_loss(logits: Tensor, labels: Tensor, eps: float = 1e-6) -> Tensor:
-    """`log(1 - kappa + eps)` of the batch's quadratic-weighted kappa, with the predictions' counts made of p: a scalar
-    in [log eps, log(2 + eps)] (de la Torre, Puig & Valls, Pattern Recognition Letters 105, 2018).
-
-    `1 - kappa = sum_n sum_k W[y_n, k] p_n,k / sum_jk W[j, k] c_j q_k`, `W[j, k] = (j - k)^2 / (K - 1)^2`, c_j the
-    samples of grade j and q_k the mean of p_k. The mean over batches is not the loss of all samples, and a batch of a
-    single grade gives 0 and teaches nothing.
-    """
-    p = _of_logits(logits, labels).softmax(1)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    p, eps = logits.softmax(1), 1e-6
     grades = torch.arange(p.shape[1], dtype=p.dtype, device=p.device)
-    cost = ((grades[:, None] - grades) / (len(grades) - 1)) ** 2
-    expected = F.one_hot(labels, len(grades)).to(p.dtype).sum(0) @ cost @ p.mean(0)
-    return ((cost[labels] * p).sum() / expected.clamp(min=eps**2) + eps).log()
-
-
-DISTANCES = {"mse": F.mse_loss, "mae": F.l1_loss, "smooth_l1": F.smooth_l1_loss}
-
-
-def grade_loss(logits: Tensor, labels: Tensor, distance: str, weights: Tensor | None = None) -> Tensor:
-    """`sum_n w_y sum_k p_k d(k, y) / sum_n w_y`, a scalar >= 0: what a grade drawn from p is wrong by, on average.
-    For mse it is `(g - y)^2 + Var_p(k)`, `g = sum_k k p_k`: least where p is certain, so the most probable class is the
-    grade that a regression would be rounded to (mse: the nearest to the mean of the labels; mae: their median)."""
-    if distance not in DISTANCES:
-        raise ValueError(f"distance: expected one of {', '.join(DISTANCES)}, got {distance!r}")
-    p = _of_logits(logits, labels).softmax(1)
-    grades = torch.arange(p.shape[1], dtype=p.dtype, device=p.device).expand_as(p)
-    errors = DISTANCES[distance](grades, labels[:, None].to(p.dtype).expand_as(p), reduction="none")
-    return _weighted_mean((p * errors).sum(1), labels, weights)
-
-
-def _weighted_mean(losses: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    if criterion == "kappa":  # 1 - kappa = sum_n sum_k W[y_n, k] p_n,k / sum_jk W[j, k] c_j q_k
+        cost = ((grades[:, None] - grades) / (len(grades) - 1)) ** 2
+        expected = F.one_hot(labels, len(grades)).to(p.dtype).sum(0) @ cost @ p.mean(0)
+        return ((cost[labels] * p).sum() / expected.clamp(min=eps**2) + eps).log()
+    if criterion == "focal":
+        log_p = logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
+        missing = (-torch.expm1(log_p)).clamp(min=torch.finfo(p.dtype).tiny)  # 1 - p_y; at 0 gamma < 1 has no gradient
+        losses = missing**gamma * -log_p
+    else:
+        distance = {"mse": F.mse_loss, "mae": F.l1_loss, "smooth_l1": F.smooth_l1_loss}[criterion]
+        errors = distance(grades.expand_as(p), labels[:, None].to(p.dtype).expand_as(p), reduction="none")
+        losses = (p * errors).sum(1)
     if weights is None:
         return losses.mean()
     each = weights.to(losses.dtype)[labels]
     return (each * losses).sum() / each.sum()
-
-
-def _of_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    if logits.ndim != 2 or not logits.is_floating_point() or logits.shape[1] < 2:
-        raise ValueError(f"logits: expected floats of shape (N, K >= 2), got {logits.dtype} {tuple(logits.shape)}")
-    if labels.shape != logits.shape[:1]:
-        raise ValueError(f"labels: expected shape {tuple(logits.shape[:1])}, got {tuple(labels.shape)}")
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _checked(maps: Tensor, name: str = "z") -> Tensor:

@@ -1,32 +1,26 @@
 """One training phase: what it minimises, how, and what is kept of each epoch.
 
-`alpha C + (1 - alpha) L_expl` (Rio-Torto et al. 2020, eq. 1) or `C + l1 mean ||A||_1 + l2 mean ||A||_2` (Djoumessi &
-Berens 2025, eq. 3), C the classification loss.
+With C the classification loss: `alpha C + (1 - alpha) L_expl` (Rio-Torto et al. 2020, eq. 1), `C + l1 mean ||A||_1 + l2
+mean ||A||_2` (Djoumessi & Berens 2025, eq. 3).
 """
 
 import logging
 import math
 import warnings
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import lightning as L
+import lightning.pytorch as L
 import pandas as pd
 import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 from torch.utils.data import DataLoader
-from torchmetrics.classification import MulticlassAUROC
-from torchmetrics.functional.classification import multiclass_confusion_matrix
-from torchmetrics.utilities import dim_zero_cat
 from tqdm.auto import tqdm
 
 from lib.losses import classification_loss, contiguity, evidence_penalty, explanation_loss, sparsity
+from lib.metrics import classification_metrics
 from lib.models.weights import intact, read_checkpoint
 from lib.recipe import Phase, Recipe
 from lib.run import Run
@@ -35,38 +29,7 @@ from lib.writing import write_tensors, write_whole
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 KNOWN = "does not have many workers|The number of training|isinstance.treespec|Checkpoint directory|in eval mode"
 warnings.filterwarnings("ignore", f".*({KNOWN})")
-SPLITS = ("train", "val")  # that losses and scores are measured on
-
-
-class Scores(MulticlassAUROC):
-    """What `lib.metrics.classification_metrics` has of all batches seen, NaN where undefined (torchmetrics: 0).
-
-    acc, auc (mean over the classes); sensitivity, specificity, precision: of class 1 of two, of more the mean over the
-    classes where they are defined; kappa: quadratic weights (Cohen 1968).
-    """
-
-    def compute(self) -> dict[str, Tensor]:
-        p, labels = dim_zero_cat(self.preds), dim_zero_cat(self.target)
-        matrix = multiclass_confusion_matrix(p, labels, self.num_classes).double()  # rows: truth
-        hits, truth, predicted, n = matrix.diag(), matrix.sum(1), matrix.sum(0), matrix.sum()
-        grades = torch.arange(len(matrix)).to(matrix)
-        cost = (grades[:, None] - grades) ** 2
-        found = {
-            "acc": hits.sum() / n,
-            "auc": super().compute() if truth.all() else torch.full_like(n, torch.nan),
-            "sensitivity": hits / truth,
-            "specificity": (n - truth - predicted + hits) / (n - truth),
-            "precision": hits / predicted,
-            "kappa": 1 - n * (cost * matrix).sum() / (truth @ cost @ predicted),
-        }
-        return {name: (x if x.ndim == 0 else x[1] if len(x) == 2 else x.nanmean()).float() for name, x in found.items()}
-
-
-def make_optimizer(recipe: Recipe, phase: Phase, groups: list[dict]) -> Optimizer:
-    """The optimiser of a phase; momentum and nesterov concern SGD only."""
-    kinds = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "adadelta": "Adadelta"}
-    own = {"momentum": recipe.momentum, "nesterov": recipe.nesterov} if phase.optimizer == "sgd" else {}
-    return getattr(torch.optim, kinds[phase.optimizer])(groups, weight_decay=recipe.weight_decay, **own)
+OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "adadelta": "Adadelta"}
 
 
 def make_schedule(recipe: Recipe, phase: Phase, optimizer: Optimizer, steps: int) -> dict[str, Any]:
@@ -75,8 +38,8 @@ def make_schedule(recipe: Recipe, phase: Phase, optimizer: Optimizer, steps: int
     rest, rates = max(phase.epochs - warmup, 1), [group["lr"] for group in optimizer.param_groups]
     floors = [floor / rate if rate else 0.0 for rate in rates]
     cosine = [lambda e, f=f: max(0.5 * (1 + math.cos(math.pi * min(e, rest) / rest)), f) for f in floors]
-    share = recipe.pct_start + 1e-9 * (recipe.pct_start * steps == 1)  # torch divides by 0 if one step is the rise
-    cycle = {"pct_start": share, "cycle_momentum": phase.optimizer != "adadelta"}
+    rise = recipe.pct_start + 1e-9 * (recipe.pct_start * steps == 1)  # torch divides by 0 if one step is the rise
+    cycle = {"pct_start": rise, "cycle_momentum": phase.optimizer != "adadelta"}
     made = {
         "none": lambda: lr_scheduler.LambdaLR(optimizer, lambda e: 1.0),
         "plateau": lambda: lr_scheduler.ReduceLROnPlateau(optimizer, "min", decay, patience, min_lr=floor),
@@ -99,27 +62,24 @@ class PhaseModule(L.LightningModule):
         super().__init__()
         self.run, self.recipe, self.phase, self.model = run, run.recipe, phase, model
         self.register_buffer("class_weights", weights, persistent=False)
-        self.scores = nn.ModuleList(Scores(len(run.description.classes)) for _ in SPLITS)
-        both = {"classifier": phase.lr, "explainer": phase.lr_explainer}
-        one = {phase.name: both[phase.name]} if phase.name in both else {"": phase.lr}  # "": the whole model
-        rates = both if phase.name == "joint" else one
-        self.rates = {model.get_submodule(part): rate for part, rate in rates.items()}
+        self.seen: dict[str, list] = {"train": [], "val": []}  # probabilities and labels of each measured batch
+        self.kept, self.last = (run.dir / f"checkpoints/{phase.name}-{x}" for x in ("best.safetensors", "last.ckpt"))
+        rates = {"classifier": phase.lr, "explainer": phase.lr_explainer}
+        trained = [part for part in rates if phase.name in (part, "joint")] or [""]  # "": the whole model
+        self.rates = {model.get_submodule(part): rates.get(part, phase.lr) for part in trained}
         model.requires_grad_(False)
-        for part in self.rates:
-            part.requires_grad_(True)
+        nn.ModuleList(self.rates).requires_grad_(True)
 
     def train(self, mode: bool = True) -> "PhaseModule":
         """A frozen part stays in eval mode: its batch statistics are frozen too."""
         super().train(mode)
         self.model.eval()
-        for part in self.rates:
-            part.train(mode)
+        nn.ModuleList(self.rates).train(mode)
         return self
 
     @property
     def current_weights(self) -> Tensor | None:
-        """Of the classes (K,), None: 1. Dynamic ones are `1 + decay^epoch (w - 1)` while training, as SoftCAM's
-        reference code decays them, and 1 where losses are measured: those of different epochs are compared."""
+        """Of the classes (K,), None: 1; dynamic ones are `1 + decay^epoch (w - 1)` in training, 1 in measuring."""
         if self.recipe.class_weights != "dynamic":
             return self.class_weights
         rest = self.recipe.class_weights_decay**self.current_epoch
@@ -145,132 +105,105 @@ class PhaseModule(L.LightningModule):
         terms, logits = self.losses(batch)
         if not terms["loss"].isfinite():
             epoch = self.current_epoch + 1 if self.trainer.state.fn == "fit" else 0
-            last = self.run.dir / "checkpoints" / f"{self.phase.name}-last.ckpt"
-            kept = f"the last good state is kept in {last}" if last.is_file() else "the phase has no good state yet"
+            at = f"{self.recipe.name}: phase {self.phase.name!r}, epoch {epoch}, batch {index + 1} of {split}"
             got = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
-            where = f"{self.recipe.name}: phase {self.phase.name!r}, epoch {epoch}, batch {index + 1} of {split}"
-            raise FloatingPointError(f"{where}: expected a finite loss, got {got}; {kept}, nothing counts as trained")
+            left = f"last good state is kept in {self.last}" if self.last.is_file() else "phase has no good state yet"
+            raise FloatingPointError(f"{at}: expected a finite loss, got {got}; the {left}, nothing counts as trained")
         return terms, logits
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
         return self.finite_losses(batch, index, "train")[0]["loss"]
 
     def validation_step(self, batch: dict[str, Tensor], index: int, dataloader_idx: int = 0) -> None:
-        split = SPLITS[dataloader_idx]
+        split = list(self.seen)[dataloader_idx]
         terms, logits = self.finite_losses(batch, index, split)
         named = {f"{split}_{name}": value for name, value in terms.items()}
         self.log_dict(named, batch_size=len(logits), add_dataloader_idx=False)
-        self.scores[dataloader_idx].update(logits.softmax(1), batch["label"])
+        self.seen[split].append((logits.softmax(1), batch["label"]))
 
     def on_validation_epoch_end(self) -> None:
-        kept = "acc", "auc", self.phase.checkpoint
-        for split, scores in zip(SPLITS, self.scores, strict=True):
-            self.log_dict({f"{split}_{name}": x for name, x in scores.compute().items() if name in kept})
-            scores.reset()
+        for split, seen in self.seen.items():
+            probabilities, labels = map(torch.cat, zip(*seen, strict=True))
+            found = classification_metrics(labels, probabilities)
+            self.log_dict({f"{split}_{k}": found[k] for k in {"accuracy", "auc", self.phase.checkpoint} - {"loss"}})
+            seen.clear()
 
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["random_states"] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+    def judged(self) -> pd.Series:
+        """What `checkpoint` is after each epoch of the phase, so that the lowest is the best."""
+        rows, name = self.run.history.query("phase == @self.phase.name and epoch > 0"), self.phase.checkpoint
+        return rows["val_loss"] if name == "loss" else -rows[f"val_{name}"]
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         own, *gpus = [state.cpu() for state in checkpoint["random_states"]]
         torch.set_rng_state(own)
-        for device, state in enumerate(gpus[: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(state, device)
+        torch.cuda.set_rng_state_all(gpus[: torch.cuda.device_count()])
 
     def configure_optimizers(self, steps: int | None = None) -> dict[str, Any]:
+        recipe, name = self.recipe, self.phase.optimizer
         groups = [{"params": part.parameters(), "lr": rate} for part, rate in self.rates.items()]
-        optimizer = make_optimizer(self.recipe, self.phase, groups)
-        steps = steps or int(self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": make_schedule(self.recipe, self.phase, optimizer, steps)}
+        own = {"momentum": recipe.momentum, "nesterov": recipe.nesterov} if name == "sgd" else {}
+        optimizer = getattr(torch.optim, OPTIMIZERS[name])(groups, weight_decay=recipe.weight_decay, **own)
+        made = make_schedule(recipe, self.phase, optimizer, steps or int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": made}
 
 
-class WholeFiles(TorchCheckpointIO):
-    """Checkpoints that appear whole, by a temporary file beside them: Lightning's own lies where $TMPDIR is."""
+class Recorder(L.callbacks.Checkpoint):
+    """After each epoch: a row of history.csv, explanations of the fixed images, the best state (the first of equal
+    ones) and the last. As Lightning's `Checkpoint`, it comes after what stops a training, whose state is kept too."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        write_whole(Path(path), partial(torch.save, checkpoint))
+    def __init__(self, images: Tensor, bar: tqdm):
+        self.images, self.bar = images, bar
 
-
-class BestAndLast(ModelCheckpoint):
-    """PHASE-best.ckpt, the first of the best epochs, and PHASE-last.ckpt; keeps its score in a moved folder."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        best = str(Path(self.dirpath, f"{self.filename}.ckpt"))
-        paths = dict.fromkeys(("best_model_path", "kth_best_model_path"), best) | {"dirpath": self.dirpath}
-        super().load_state_dict({**state_dict, **paths, "best_k_models": {best: state_dict["best_model_score"]}})
-
-
-class Recorder(Callback):
-    """After each epoch: one row of history.csv, the explanations of the fixed images, one step of the progress bar."""
-
-    def __init__(self, images: Tensor):
-        self.images = images
-
-    def on_train_start(self, trainer: L.Trainer, module: PhaseModule) -> None:
-        steps, name = trainer.estimated_stepping_batches, module.phase.name
-        self.bar = tqdm(total=steps, initial=trainer.global_step, desc=name, mininterval=1, unit="batch")
-
-    def on_train_batch_end(self, *_: object) -> None:
-        self.bar.update(1)
-
-    def on_train_end(self, *_: object) -> None:
-        self.bar.close()
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        self.bar.update(trainer.global_step - self.bar.n)
 
     def on_validation_end(self, trainer: L.Trainer, module: PhaseModule) -> None:
-        epoch, phase = trainer.current_epoch + 1 if trainer.state.fn == "fit" else 0, module.phase.name
+        run, phase = module.run, module.phase.name
+        epoch = trainer.current_epoch + 1 if trainer.state.fn == "fit" else 0
         row = {"phase": phase, "epoch": epoch, "lr": trainer.optimizers[0].param_groups[0]["lr"] if epoch else 0}
         row |= {key: value.item() for key, value in trainer.callback_metrics.items()}
-        old = module.run.history
-        old = old[~((old["phase"] == phase) & (old["epoch"] >= epoch))]
-        new = pd.concat([old, pd.DataFrame([row])]) if len(old) else pd.DataFrame([row])
-        new = new.sort_values("phase", key=lambda names: names.map(module.recipe.phase_names.index), kind="stable")
-        write_whole(module.run.dir / "history.csv", lambda p: new.to_csv(p, index=False, lineterminator="\n"))
-        self.keep_explanations(module, f"{phase}/{epoch:03d}")
-        if epoch:
-            self.bar.set_postfix({key: f"{row[key]:.3f}" for key in ("train_loss", "val_loss", "val_acc")})
+        kept = [old for old in run.history.to_dict("records") if old["phase"] != phase or old["epoch"] < epoch]
+        rows = pd.DataFrame(sorted([*kept, row], key=lambda one: run.recipe.phase_names.index(one["phase"])))
+        write_whole(run.dir / "history.csv", lambda path: rows.to_csv(path, index=False, lineterminator="\n"))
+        if len(self.images) and run.recipe.method != "blackbox":
+            out = module.model(run.inputs(self.images))
+            maps = {f"{phase}/{epoch:03d}": (out.evidence if hasattr(out, "evidence") else out.explanation).float()}
+            write_tensors(run.dir / "evolution.safetensors", (run.evolution or {"images": self.images}) | maps)
+        self.bar.set_postfix({key: f"{row[key]:.3f}" for key in ("train_loss", "val_loss", "val_accuracy")})
 
-    @torch.no_grad()
-    def keep_explanations(self, module: PhaseModule, name: str) -> None:
-        if len(self.images) and module.recipe.method != "blackbox":
-            out = module.model(module.run.inputs(self.images))
-            maps = out.evidence if hasattr(out, "evidence") else out.explanation
-            kept = module.run.evolution or {"images": self.images}
-            write_tensors(module.run.dir / "evolution.safetensors", {**kept, name: maps.float()})
-
-
-def computes_in_bf16(precision: str, device: torch.device) -> bool:
-    """Whether a training uses bf16; auto: where the device has instructions for it, without which it is slower."""
-    if precision != "auto":
-        return precision == "bf16"
-    return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    def on_train_epoch_end(self, trainer: L.Trainer, module: PhaseModule) -> None:
+        judged = module.judged().fillna(math.inf)
+        if judged.argmin() == len(judged) - 1:
+            write_tensors(module.kept, module.model.state_dict())
+        random_states = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+        content = {**trainer._checkpoint_connector.dump_checkpoint(), "random_states": random_states}
+        write_whole(module.last, partial(torch.save, content))  # Lightning's own writer fills $TMPDIR first
 
 
 def fit_phase(module: PhaseModule, fixed: Tensor, batches: DataLoader, measured: list[DataLoader]) -> None:
-    """Fits one phase and leaves its best state in the model; last.safetensors: the final state. Stops by the loss.
-
-    measured: loaders of training and of validation images; fixed: images (n, C, H, W) explained after each epoch.
-    """
-    run, phase, folder = module.run, module.phase, module.run.dir / "checkpoints"
-    name, mode = f"val_{phase.checkpoint.replace('accuracy', 'acc')}", "min" if phase.checkpoint == "loss" else "max"
-    kept, last = (folder / f"{phase.name}-{which}.ckpt" for which in ("best", "last"))
-    best = BestAndLast(folder, kept.stem, monitor=name, mode=mode, save_last=True, enable_version_counter=False)
-    best.CHECKPOINT_NAME_LAST = last.stem
-    stop = [EarlyStopping("val_loss", patience=phase.patience)] if phase.patience else []
-    trainer = L.Trainer(
-        accelerator={"cuda": "gpu"}.get(run.device.type, "cpu"), devices=1, max_epochs=phase.epochs,
-        precision="bf16-mixed" if computes_in_bf16(run.recipe.precision, run.device) else "32-true",
-        deterministic="warn" if run.device.type == "cuda" else True,  # some poolings have no deterministic CUDA kernel
-        default_root_dir=folder, plugins=[LightningEnvironment(), WholeFiles()],  # the same on a cluster as elsewhere
-        logger=TensorBoardLogger(run.dir, "tensorboard", phase.name), callbacks=[Recorder(fixed), best, *stop],
-        num_sanity_val_steps=0, log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    goes_on = intact(last) and intact(kept)
-    module.train()  # Lightning keeps the mode that it finds
-    if not goes_on:
-        trainer.validate(module, measured, verbose=False)
-    trainer.fit(module, batches, measured, ckpt_path=last if goes_on else None, weights_only=True)
+    """Fits one phase, leaves its best state in the model and its final one in last.safetensors. measured: loaders of
+    training and of validation images; fixed: images (n, C, H, W) explained after each epoch."""
+    run, phase, gpu = module.run, module.phase, module.run.device.type == "cuda"
+    bf16 = run.recipe.precision == "bf16"
+    if run.recipe.precision == "auto":  # where there are instructions for it, without which it is slower
+        bf16 = torch.cuda.is_bf16_supported() if gpu else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    stop = L.callbacks.EarlyStopping("val_loss", patience=phase.patience or math.inf)
+    goes_on = intact(module.last) and intact(module.kept)
+    with tqdm(total=phase.epochs * len(batches), desc=phase.name, mininterval=1, unit="batch") as bar:
+        trainer = L.Trainer(
+            accelerator="gpu" if gpu else "cpu", devices=1, max_epochs=phase.epochs,
+            precision="bf16-mixed" if bf16 else "32-true", num_sanity_val_steps=0, log_every_n_steps=1,
+            deterministic="warn" if gpu else True,  # some poolings have no deterministic CUDA kernel
+            plugins=[LightningEnvironment()], default_root_dir=module.last.parent,  # the same on a cluster as elsewhere
+            callbacks=[stop, Recorder(fixed, bar)], enable_progress_bar=False, enable_model_summary=False,
+            logger=L.loggers.TensorBoardLogger(run.dir, "tensorboard", phase.name),
+        )  # fmt: skip
+        module.train()  # Lightning keeps the mode that it finds
+        if not goes_on:  # epoch 0
+            trainer.validate(module, measured, verbose=False)
+        trainer.fit(module, batches, measured, ckpt_path=module.last if goes_on else None, weights_only=True)
     write_tensors(run.dir / "last.safetensors", module.model.state_dict())
     if phase.epochs:
-        if not torch.isfinite(best.best_model_score):
-            warnings.warn(f"{name}: undefined in every epoch of phase {phase.name!r}; the first is kept", stacklevel=2)
-        module.load_state_dict(read_checkpoint(kept)["state_dict"])
+        if (judged := module.judged()).isna().all():
+            warnings.warn(f"{judged.name}: undefined in every epoch of {phase.name!r}; the first is kept", stacklevel=2)
+        module.model.load_state_dict(read_checkpoint(module.kept))

@@ -1,4 +1,4 @@
-"""What the notebooks draw with: an image, a map, a mask, a strip, dots, curves, a matrix.
+"""What the notebooks draw with: an image, a map, a mask, dots, curves, a matrix.
 
 Maps lie over the grey image and are scaled for the eye only: signed maps diverge around 0, others start at 0. The
 scale of a panel ends at the 99.5th percentile of the map's absolute values, so that single pixels do not hide the rest;
@@ -7,7 +7,6 @@ epochs of one image on one scale. Labels are those of `lib.table`: in-model ones
 post-hoc ones thin and grey.
 """
 
-import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +17,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
+from matplotlib.text import Text
 from torch import Tensor
 
 from lib.explain import METHODS
@@ -124,48 +123,14 @@ def explanations(
 def frames(evolution: Mapping[str, Tensor], signed: bool) -> tuple[Tensor, dict[str, Tensor], list[float]]:
     """The fixed images (M, C, H, W) of `Run.evolution`; 'phase, epoch n' -> their maps (M, H, W), bilinear, of SoftCAM
     for class 1; the end of the scale of each image, one for all its epochs: 1 for heatmaps."""
-    images, order, found = evolution["images"], ("classifier", "explainer", "joint"), {}
-    for key in sorted(
-        evolution.keys() - {"images"}, key=lambda key: (order.index(p) if (p := key.split("/")[0]) in order else 0, key)
-    ):
+    images, found = evolution["images"], {}
+    for key in sorted(evolution.keys() - {"images"}):  # the phases are called in their order
         phase, epoch = key.split("/")
         maps = evolution[key][:, min(1, evolution[key].shape[1] - 1)][:, None]
         maps = torch.nn.functional.interpolate(maps, images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
         found[f"{phase}, epoch {int(epoch)}"] = maps
     ends = torch.stack([maps.flatten(1).abs().quantile(0.995, dim=1) for maps in found.values()]).amax(0).tolist()
     return images, found, ends if signed else [1.0] * len(images)
-
-
-def strip(evolution: Mapping[str, Tensor], signed: bool, most: int = 9) -> Figure:
-    """Explanations of the fixed images after at most `most` epochs, from left (before training) to right."""
-    images, found, limits = frames(evolution, signed)
-    keys = [list(found)[i] for i in np.unique(np.linspace(0, len(found) - 1, min(most, len(found))).astype(int))]
-    size = (1.25 * (len(keys) + 1), 1.4 * len(images))
-    fig, axes = plt.subplots(len(images), len(keys) + 1, figsize=size, squeeze=False)
-    for i, row in enumerate(axes):
-        show_image(row[0], images[i], "image" if i == 0 else "")
-        for ax, key in zip(row[1:], keys, strict=True):
-            show_map(
-                ax, images[i], found[key][i], signed, title=key.replace(", ", "\n") if i == 0 else "", limit=limits[i]
-            )
-    return fig
-
-
-def animation(evolution: Mapping[str, Tensor], signed: bool, seconds: float = 0.6) -> bytes:
-    """The papers' animated figure: one frame per epoch, as GIF bytes."""
-    images, found, limits = frames(evolution, signed)
-    pictures = []
-    for key, maps in found.items():
-        fig, axes = panels(len(images), 1.8, 2.1, len(images))
-        for ax, image, heatmap, limit in zip(axes, images, maps, limits, strict=True):
-            show_map(ax, image, heatmap, signed, limit=limit)
-        fig.suptitle(key)
-        fig.canvas.draw()
-        pictures.append(Image.fromarray(np.asarray(fig.canvas.buffer_rgba())[..., :3].copy()))
-        plt.close(fig)
-    out = io.BytesIO()
-    pictures[0].save(out, "GIF", save_all=True, append_images=pictures[1:], duration=int(seconds * 1000), loop=0)
-    return out.getvalue()
 
 
 # ---------------------------------------------------------------------------------------------------------- charts
@@ -197,10 +162,14 @@ def name_rows(ax: Axes, rows: Sequence[str], named: bool = True, numbered: bool 
     ax.set_yticks(range(len(rows)), names if named else [""] * len(rows), fontsize=7.5)
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
-    for label, text in zip(rows, ax.get_yticklabels(), strict=True):
-        text.set(
-            color=style(label)["color"] if is_own(label) else "#555555", weight="bold" if is_own(label) else "normal"
-        )
+    emphasise(rows, ax.get_yticklabels())
+
+
+def emphasise(labels: Sequence[str], texts: Sequence[Text]) -> None:
+    """In-model labels bold and in their colour, all others grey."""
+    for label, text in zip(labels, texts, strict=True):
+        colour = OWN.get(label.partition(" (")[0], "#555555")
+        text.set(color=colour, weight="bold" if is_own(label) else "normal")
 
 
 def dots(
@@ -251,10 +220,7 @@ def ranked_legend(
     legend = ax.legend(handles, texts, title=title, frameon=False, fontsize=7, labelspacing=0.25, **place)
     legend.get_title().set(fontsize=7)
     legend.set_alignment("left")
-    for label, text in zip(rows, legend.get_texts(), strict=True):
-        text.set(
-            color=lines[label].get_color() if is_own(label) else "#555555", weight="bold" if is_own(label) else "normal"
-        )
+    emphasise(rows, legend.get_texts())
 
 
 def matrix(

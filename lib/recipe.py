@@ -1,11 +1,6 @@
-"""A recipe: every parameter of one experiment, checked by name and type before anything runs.
-
-It is read from a YAML of notebooks/recipes, from a run folder (the recipe that is stored there), or from either with
-`changes`: what a notebook takes, what the pipeline runs and what `Recipe.load` returns is the same.
-"""
+"""A recipe: every parameter of one experiment, checked by name and type before anything runs."""
 
 import json
-import reprlib
 import zlib
 from collections import namedtuple
 from pathlib import Path
@@ -13,16 +8,16 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from lib import PROJECT
 
-Split = Literal["train", "val", "test"]
 Count, Rate, Share = Annotated[int, Field(ge=0)], Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0, le=1)]
 Optimizer = Literal["sgd", "adam", "adamw", "adadelta"]
 Schedule = Literal["none", "plateau", "cosine", "clipped_cosine", "onecycle", "multistep", "exponential"]
 Sampling = Literal["instance", "class_balanced", "progressive", "progressive_reversed"]
 Criterion = Literal["cross_entropy", "focal", "kappa", "mse", "mae", "smooth_l1"]
+Weights = Literal["balanced", "dynamic"] | list[PositiveFloat]
 Checkpoint = Literal["loss", "accuracy", "auc", "sensitivity", "specificity", "precision", "kappa"]
 Measure = Literal["localisation", "removal", "faithfulness", "properties"]  # removal is a part of faithfulness
 NAME = r"^[^\W_](?:[\w .,()\[\]'+=@&!-]*[\w()\[\]'+=@&!-])?$"  # a folder's, on every system
@@ -38,27 +33,23 @@ PHASES = {"explainer_classifier": ("classifier", "explainer", "joint")}  # all o
 PHASED = {"alpha": [1.0, 0.5, 0.6], "lr_explainer": [0.0, 0.02, 0.03], "optimizer": ["adamw", "sgd", "sgd"]}
 PER_PHASE = ("epochs", "alpha", "lr", "lr_explainer", "optimizer", "schedule", "patience", "checkpoint")
 Phase = namedtuple("Phase", ("name", *PER_PHASE))  # a training phase, with its own value of each of these
-EXPLAINED = {  # training parameters that do not concern a black box
-    "output_stride", "explainer_channels", "init_bias", "l1", "l2", "hybrid", "beta", "gamma", "evolution_count",
-}  # fmt: skip
+# training parameters that do not concern a black box
+EXPLAINED = "output_stride", "explainer_channels", "init_bias", "l1", "l2", "hybrid", "beta", "gamma", "evolution_count"
 
 
-class Sweep(BaseModel):
+class Sweep(BaseModel, extra="forbid", strict=True, frozen=True):
     """The sweep that a recipe is a point of, and the parameter that differs from point to point."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     name: str
     parameter: str
 
 
-class Training(BaseModel):
+class Training(BaseModel, extra="forbid", strict=True, frozen=True, allow_inf_nan=False):
     """The parameters that the weights depend on. A list gives one value per phase, a single value holds for all."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     seed: int = Field(0, ge=0, lt=2**32, description="of every random stream: see `stream`")
     dataset: str = Field("shapes", description="a name in data_manifests/ or the path of a YAML of your own")
-    limit: dict[Split, PositiveInt] | None = Field(None, description="images of each split, across classes; none: all")
+    limit: dict[Literal["train", "val", "test"], PositiveInt] | None = Field(None, description="per split; none: all")
     image_size: int | None = Field(None, gt=0, description="pixels of a side; none: as the files are")
     augment: Literal["none", "flips", "fundus", "chest", "xml"] = Field("none", description="see lib.data.augmentation")
     augment_probability: Share = Field(0.5, description="of each step; see lib.data.augmentation")
@@ -66,7 +57,6 @@ class Training(BaseModel):
     random_labels: bool = Field(False, description="train on permuted labels (sanity check, Adebayo et al. 2018)")
     sampling: Sampling = Field("instance", description="instance: each image once per epoch; others: see EpochSampler")
     sampling_decay: float = Field(0.9, gt=0, lt=1, description="progressive sampling: per epoch; see EpochSampler")
-
     method: Literal["blackbox", "softcam", "explainer_classifier"] = "softcam"
     architecture: str = Field("compact", description="a name of lib.models.ARCHITECTURES: compact, resnet50, vgg16 ...")
     width: int = Field(24, ge=1, description="channels of the first stage of `compact`")
@@ -74,19 +64,15 @@ class Training(BaseModel):
     output_stride: int | None = Field(None, description="SoftCAM of a ResNet: 8, 16 or 32 pixels per evidence pixel")
     explainer_channels: list[PositiveInt] = Field([16, 32, 64], min_length=3, max_length=3, description="finest first")
     init_bias: float = Field(1.0, description="bias of the Explainer's last BatchNorm; above 0: heatmap starts white")
-
     criterion: Criterion = Field("cross_entropy", description="classification loss; from kappa on of ordered grades")
     focal_gamma: float = Field(2.0, ge=0, description="criterion focal: exponent of 1 - p; 0: cross entropy")
-    class_weights: Literal["balanced", "dynamic"] | list[PositiveFloat] | None = Field(
-        None, description="of the classification loss, a list or N / (K n_k); dynamic: decaying to 1; none: 1"
-    )
+    class_weights: Weights | None = Field(None, description="a list or N / (K n_k); dynamic: decaying to 1; none: 1")
     class_weights_decay: float = Field(0.9, gt=0, lt=1, description="dynamic: weight - 1 is multiplied by it per epoch")
     l1: float = Field(0.0, ge=0, description="SoftCAM: weight of mean ||A||_1")
     l2: float = Field(0.0, ge=0, description="SoftCAM: weight of mean ||A||_2")
     hybrid: bool = Field(False, description="Explainer: also penalise the heatmap outside the annotated mask")
     beta: Share = Field(0.9, description="Explainer: share of sparsity, the rest is contiguity")
     gamma: float = Field(1.0, ge=0, description="hybrid: weight of the penalty outside the mask")
-
     epochs: Count | list[Count] = 5
     alpha: Share | list[Share] = Field(1.0, description="weight of the classification loss, 1 - alpha the Explainer's")
     lr: Rate | list[Rate] = Field(0.003, description="learning rate; of the Classifier where there is an Explainer")
@@ -120,7 +106,6 @@ class Recipe(Training):
     device: Literal["auto", "cpu", "gpu"] = "auto"
     num_workers: int = Field(0, ge=0, description="processes that read images; 0: the notebook's own")
     cell_timeout: int = Field(3600, ge=1, description="seconds that one cell of a notebook may take without a person")
-
     split: Literal["val", "test"] = Field("test", description="images that are explained and evaluated; val: to choose")
     test_dataset: str | None = Field(None, description="explain and evaluate on the test images of this one instead")
     explain_methods: list[str] | None = Field(None, description="none: the usual ones of the method")
@@ -143,30 +128,27 @@ class Recipe(Training):
     @classmethod
     def _as_in_yaml(cls, values: Any) -> Any:
         """`precision: 32` is a number in YAML, `class_weights: none` a text; three phases start from PHASED."""
-        changes = {"precision": "32"} if values.get("precision") == 32 else {}
-        changes |= {"class_weights": None} if values.get("class_weights") == "none" else {}
-        return {**(PHASED if values.get("method") in PHASES else {}), **values, **changes}
+        spelled = {("precision", 32): "32", ("class_weights", "none"): None}
+        values = {k: spelled.get((k, v), v) if isinstance(v, int | str) else v for k, v in values.items()}
+        return {**(PHASED if values.get("method") in PHASES else {}), **values}
 
     @model_validator(mode="after")
     def _values_fit_together(self) -> "Recipe":
-        if self.sweep and not isinstance(getattr(self, self.sweep.parameter, None), int | float):
-            raise ValueError(f"sweep: parameter: expected one that is a number, got {self.sweep.parameter!r}")
-        if unknown := set(self.explain_methods or ()).difference(*USUAL_METHODS.values()):
+        if set(self.explain_methods or ()).difference(*USUAL_METHODS.values()):
             from lib.explain import METHODS  # takes seconds, so only where it is needed
 
-            if unknown := sorted(unknown - set(METHODS)):
+            if unknown := sorted({*self.explain_methods} - {*METHODS}):
                 raise ValueError(f"explain_methods: expected names of {', '.join(METHODS)}, got {unknown[0]!r}")
         if self.criterion == "kappa" and self.class_weights is not None:
             raise ValueError(f"class_weights: expected none for the criterion 'kappa', got {self.class_weights}")
-        for key, value in {key: getattr(self, key) for key in PER_PHASE}.items():
-            if isinstance(value, list) and len(value) != len(self.phase_names):
+        for key in PER_PHASE:
+            if isinstance(value := getattr(self, key), list) and len(value) != len(self.phase_names):
                 raise ValueError(f"{key}: expected one value or {len(self.phase_names)} for {self.method}, got {value}")
-        for phase in self.phases:
-            if phase.name in ("explainer", "joint") and phase.epochs and (phase.lr_explainer == 0 or phase.alpha == 1):
-                values = f"lr_explainer {phase.lr_explainer}, alpha {phase.alpha}"
-                raise ValueError(f"phase {phase.name!r} would not train with {values}")
-            if self.warmup_epochs and phase.schedule in ("onecycle", "plateau"):
-                raise ValueError(f"warmup_epochs: expected 0 for {phase.schedule!r}, got {self.warmup_epochs}")
+        for name, epochs, alpha, _, lr, _, schedule, *_ in self.phases:
+            if name in ("explainer", "joint") and epochs and (lr == 0 or alpha == 1):
+                raise ValueError(f"phase {name!r} would not train with lr_explainer {lr}, alpha {alpha}")
+            if self.warmup_epochs and schedule in ("onecycle", "plateau"):
+                raise ValueError(f"warmup_epochs: expected 0 for {schedule!r}, got {self.warmup_epochs}")
         return self
 
     @property
@@ -189,12 +171,10 @@ class Recipe(Training):
 
     @property
     def run_dir(self) -> Path:
-        """runs_dir/name, or runs_dir/name-seedN for another seed than 0."""
         return PROJECT / self.runs_dir / (self.name if self.seed == 0 else f"{self.name}-seed{self.seed}")
 
     @property
     def methods(self) -> list[str]:
-        """Explanation methods that 03_explain applies to this run's model."""
         return self.explain_methods or list(USUAL_METHODS[self.method])
 
     @property
@@ -204,11 +184,10 @@ class Recipe(Training):
 
     @property
     def training(self) -> dict[str, Any]:
-        """The parameters that the weights depend on."""
         return self.model_dump(include=set(Training.model_fields))
 
     def stream(self, *purpose: str | int) -> int:
-        """Seed of an independent random stream for a purpose, such as ("order", "joint", 3); below 2^32."""
+        """Seed of an independent random stream, such as of ("order", "joint", 3); below 2^32."""
         key = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in purpose]
         return int(np.random.SeedSequence(self.seed, spawn_key=key).generate_state(1)[0])
 
@@ -221,9 +200,7 @@ class Recipe(Training):
         return self.replace(**self.phases[0]._asdict() | usual | own, sweep=None, explain_methods=None)
 
     def check_twin(self, twin: "Recipe") -> None:
-        """ValueError where `twin` cannot be this recipe's: the recipe itself, no black box, or one of other images."""
-        if twin.run_dir == self.run_dir:
-            raise ValueError(f"twin: expected the name of a black-box run, got {self.twin!r}, the recipe's own")
+        """ValueError where `twin` cannot be this recipe's: no black box, or one of other images."""
         for key, expected in {"method": "blackbox", "dataset": self.dataset, "image_size": self.image_size}.items():
             if (found := getattr(twin, key)) != expected:
                 raise ValueError(f"twin: {twin.run_dir.name}: expected a run with {key} {expected!r}, got {found!r}")
@@ -233,11 +210,8 @@ class Recipe(Training):
 
     @classmethod
     def load(cls, path: str | Path, changes: dict[str, Any] | None = None) -> "Recipe":
-        """The recipe of a YAML or of a run folder (relative paths: from the project's root), with `changes` over it.
-
-        A stored recipe belongs to the folder that it lies in, and runs on whatever device there is.
-        FileNotFoundError without a file; ValueError naming file, parameter, value and what was expected.
-        """
+        """The recipe of a YAML, or of the run folder that it is stored in, then on whatever device there is, with
+        `changes` over it; relative paths are from the project's root. ValueError naming file, parameter and value."""
         path, changes = PROJECT / path, {} if changes is None else changes
         if not isinstance(changes, dict):
             raise ValueError(f"changes: expected a dict of parameters, got {changes!r}")
@@ -249,8 +223,6 @@ class Recipe(Training):
                 raise ValueError(f"{path}: expected the folder's name to be its run's, {found.run_dir.name}")
         else:
             values, source = read_yaml(path), path.name
-        if changes.get("method", values.get("method")) != values.get("method"):  # the rest is another's
-            values = {key: value for key, value in values.items() if key not in PHASED}
         return checked({**values, **changes}, f"{source} with changes" if changes else source)
 
 
@@ -261,38 +233,31 @@ def checked(values: dict[str, Any], source: str | Path) -> Recipe:
     except ValidationError as error:
         problems = []
         for e in error.errors():
-            parameter, got, said = str(e["loc"][0]) if e["loc"] else "", e["input"], e["msg"]
-            if not parameter:
-                problems.append(said.removeprefix("Value error, "))
-            elif e["type"] == "extra_forbidden" and len(e["loc"]) == 1:
-                problems.append(f"unknown parameter {parameter!r}; known: {', '.join(sorted(Recipe.model_fields))}")
-            else:
+            parameter, got, said = str(*e["loc"][:1]), e["input"], e["msg"].removeprefix("Value error, ")
+            if e["type"] == "extra_forbidden" and len(e["loc"]) == 1:
+                said = f"unknown parameter {parameter!r}; known: {', '.join(sorted(Recipe.model_fields))}"
+            elif parameter:
                 said = f"expected {NAMED}" if e["type"] == "string_pattern_mismatch" else said
-                exponent = "number" in said and isinstance(got, str) and "e" in got
-                hint = " (in YAML write 3.0e-3, not 3e-3)" if exponent else ""
-                problems.append(f"{parameter}: {said}, got {got!r}{hint}")
+                hint = " (in YAML write 3.0e-3, not 3e-3)" * ("number" in said and isinstance(got, str) and "e" in got)
+                said = f"{parameter}: {said}, got {got!r}{hint}"
+            problems.append(said)
         raise ValueError(f"{source}: {'; '.join(dict.fromkeys(problems))}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The `name: value` lines of a YAML (none: empty); FileNotFoundError, or ValueError for anything else."""
-    if not path.is_file():
-        raise FileNotFoundError(f"recipe: no file {path}")
+    """The `name: value` lines of a YAML (none: empty); ValueError for anything else."""
     try:
-        with path.open(encoding="utf-8") as file:  # so that YAML names it
-            values = yaml.safe_load(file) or {}
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ValueError(f"{path}: expected a line `name: value` per parameter, got {reprlib.repr(values)}")
+        raise ValueError(f"{path}: expected a line `name: value` per parameter, got {repr(values)[:100]}")
     return values
 
 
 def stored_run(folder: Path) -> dict[str, Any]:
-    """What a run folder's recipe.json says: recipe, code, data, versions; ValueError where it is none."""
+    """What a run folder's recipe.json says: recipe, code, data, versions; ValueError for anything else."""
     path = folder / "recipe.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder}: no run, expected a recipe.json in it; train with notebooks/02_train.ipynb")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return {**found, "recipe": {**found["recipe"]}}

@@ -1,15 +1,10 @@
 """A run folder: what one recipe leaves on disk, written whole or not at all, and read back safely (never pickle).
 
-recipe.json               every parameter, what else the weights depend on (lib.identity), the versions they came from
-PHASE.safetensors         weights of each phase's best epoch; best: of the last phase; last: of the last epoch
-history.csv, tensorboard  losses and metrics after each epoch
-evolution.safetensors     explanations of a few validation images after each epoch
-maps.safetensors          METHOD -> (N, H, W) raw maps of the first N evaluated images; maps.json: which images
-table.parquet             what 04_evaluate measured, one row per number
-checkpoints               of an unfinished training; .lock is held by the process that writes
+recipe.json: parameters and what else the weights depend on; PHASE.safetensors: weights of its best epoch (best: of the
+last phase, last: of the last epoch); history.csv, tensorboard: losses and scores by epoch, evolution.safetensors: maps;
+maps.safetensors: METHOD -> (N, H, W), raw; maps.json: what they were made from; table.parquet: a row per number.
 """
 
-import hashlib
 import json
 import platform
 import shutil
@@ -17,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +24,7 @@ from torchvision.transforms import v2
 
 from lib import PROJECT, models
 from lib.data import ImageDataset, augmentation, load_description, manifest_hash, ready
+from lib.identity import digest
 from lib.models.weights import read_checkpoint
 from lib.recipe import Recipe
 from lib.writing import write_json, write_tensors, write_whole
@@ -83,15 +78,9 @@ def open_split(recipe: Recipe, split: str, augmented: bool = False, count: int |
     if len(sizes) > 1 and not side:
         raise ValueError(f"image_size: expected a number, since the images of {name} differ: {sizes[:3]} ...")
     transform = augmentation(recipe.augment, recipe.augment_probability) if augmented else None
-    pixels = len(frame) * side**2 if side else int((frame["height"] * frame["width"]).sum())
+    pixels = len(frame) * side**2 if side else (frame["height"] * frame["width"]).sum()
     cache = pixels * card.channels < 2**31  # bytes; each worker would keep its own copy of the decoded images
-    size = (side, side) if side else None
-    return ImageDataset(frame, transform=transform, channels=card.channels, size=size, cache=cache)
-
-
-def row_hashes(frame: pd.DataFrame) -> list[str]:
-    """`manifest_hash` of each row alone."""
-    return [manifest_hash(frame.iloc[[i]]) for i in range(len(frame))]
+    return ImageDataset(frame, transform, card.channels, (side, side) if side else None, cache)
 
 
 class Run:
@@ -106,8 +95,7 @@ class Run:
 
     @classmethod
     def load(cls, run_dir: str | Path) -> "Run":
-        """A trained run, on whatever device there is. FileNotFoundError where there is none; ValueError for a recipe
-        that cannot be read."""
+        """A trained run, on whatever device there is. FileNotFoundError where there is none."""
         folder = PROJECT / run_dir
         if not (folder / "best.safetensors").is_file():
             raise FileNotFoundError(f"run: {folder} holds no trained model; train it with notebooks/02_train.ipynb")
@@ -115,37 +103,30 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the training has come to its end."""
-        return (self.dir / "best.safetensors").is_file()
+        return all((self.dir / name).is_file() for name in ("best.safetensors", "recipe.json"))
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """While one process writes the folder no other does: ValueError. A lock dies with its process, and may nest."""
+        """One process at a time writes the folder: its lock dies with it, and may nest. ValueError where another does,
+        or where the folder holds what no run does."""
         self.dir.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.dir / ".lock", timeout=0, is_singleton=True):
+                known = (self.dir / "recipe.json").is_file()
+                for path in () if known else sorted(self.dir.iterdir()):
+                    if not path.name.startswith(".") and path.suffix not in (".ipynb", ".tsv"):
+                        raise ValueError(f"{path}: expected a run or an empty folder, but there is no recipe.json")
                 yield
         except Timeout:
-            said = "another process is writing it; wait for it, or give the recipe another name"
-            raise ValueError(f"{self.dir}: {said}") from None
+            raise ValueError(f"{self.dir}: another process writes it; wait, or give the recipe another name") from None
 
-    def check_folder(self) -> None:
-        """ValueError where the folder holds what no run does: nothing in it is touched then."""
-        known = not self.dir.is_dir() or (self.dir / "recipe.json").is_file()
-        for path in () if known else sorted(self.dir.iterdir()):
-            if not path.name.startswith(".") and path.suffix not in (".ipynb", ".tsv"):
-                raise ValueError(f"{self.dir}: expected a run or an empty folder, found {path.name} and no recipe.json")
-
-    def clear(self) -> None:
-        """Deletes what a run has left; the weights first, so that what is left of it is at no time a finished run."""
-        files = "*.safetensors", "history.csv", "maps.json", "table.parquet"
-        for name in ("best.safetensors", "checkpoints", "tensorboard", *files):
-            for path in self.dir.glob(name):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    def describe(self, **more: Any) -> None:
-        """recipe.json: the recipe, and what else the weights came from."""
-        write_json(self.dir / "recipe.json", {"schema": 2, **more, "recipe": self.recipe.model_dump()})
+    def describe(self, made_from: dict[str, Any], afresh: bool = True) -> None:
+        """recipe.json: the recipe, and what else the weights come from. afresh: what another training has left goes
+        before, its weights first, so that the rest is at no time a finished run."""
+        files = "checkpoints", "tensorboard", "*.safetensors", "history.csv", "maps.json", "table.parquet"
+        for path in [path for name in ("best.safetensors", *files) if afresh for path in self.dir.glob(name)]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        write_json(self.dir / "recipe.json", {"schema": 2, **made_from, "recipe": self.recipe.model_dump()})
 
     def read_weights(self, name: str = "best") -> nn.Module:
         """A model with the weights of `name`: best, last or a phase, in eval mode on the run's device."""
@@ -155,7 +136,6 @@ class Run:
 
     @property
     def earlier_phases(self) -> list[str]:
-        """The phases before the last whose weights are kept (none for a checkpoint from elsewhere)."""
         return [phase for phase in self.recipe.phase_names[:-1] if (self.dir / f"{phase}.safetensors").is_file()]
 
     @cached_property
@@ -164,7 +144,6 @@ class Run:
 
     @property
     def history(self) -> pd.DataFrame:
-        """A row for each epoch of each phase; none of weights from elsewhere."""
         path = self.dir / "history.csv"
         return pd.read_csv(path) if path.is_file() else pd.DataFrame({"phase": [], "epoch": []})
 
@@ -176,12 +155,10 @@ class Run:
 
     @property
     def maps(self) -> dict[str, Tensor]:
-        """METHOD -> (N, H, W); FileNotFoundError says which notebook makes them."""
         return read_checkpoint(self.made("maps.safetensors", "03_explain"))
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per measured number; FileNotFoundError says which notebook measures."""
         return pd.read_parquet(self.made("table.parquet", "04_evaluate"))
 
     def made(self, name: str, notebook: str) -> Path:
@@ -199,9 +176,8 @@ class Run:
 
     @torch.no_grad()
     def predict(self, images: Tensor, model: nn.Module | None = None, batch_size: int = 128) -> Tensor:
-        """Images (N, C, H, W) in [0, 1] -> class probabilities (N, K) on the CPU; at most 16 at once on a CPU, whose
-        cache holds no more."""
-        model, at_once = model or self.model, min(batch_size, 16) if self.device.type == "cpu" else batch_size
+        """Images (N, C, H, W) in [0, 1] -> class probabilities (N, K) on the CPU."""
+        model, at_once = model or self.model, min(batch_size, 16) if self.device.type == "cpu" else batch_size  # cache
         outputs = [model(self.inputs(part)) for part in images.split(at_once)]
         return torch.cat([getattr(output, "logits", output).float().softmax(1).cpu() for output in outputs])
 
@@ -221,39 +197,27 @@ class Run:
         return default_collate([data[i] for i in range(len(data))]) | {"patient": data.frame["patient"].tolist()}
 
     def write_maps(self, maps: dict[str, Tensor], batch: dict[str, Any]) -> None:
-        """Raw maps (N, H, W) float32 by method, and which of `images` they are of, to the last pixel; ValueError where
-        an image of the batch is none of the evaluated ones."""
-        frame = open_split(self.recipe, "evaluated").frame.set_index("image", drop=False)
-        if foreign := sorted(set(batch["id"]) - set(frame.index)):
-            raise ValueError(f"{self.dir.name}: maps of images that are not evaluated, such as {foreign[0]}")
-        said = {"ids": batch["id"], "rows": row_hashes(frame.loc[batch["id"]]), "made_with": self.made_with()}
+        """Raw maps (N, H, W) float32 by method of a batch from `images`, and what they were made from."""
+        made_from = self.maps_come_from(len(batch["id"]))
+        if foreign := [one for one, own in zip(batch["id"], made_from["ids"], strict=True) if one != own]:
+            raise ValueError(f"{self.dir.name}: expected maps of the first evaluated images, got one of {foreign[0]}")
         with self.writing():
             (self.dir / "maps.json").unlink(missing_ok=True)  # never beside maps that it does not describe
             write_tensors(self.dir / "maps.safetensors", maps)
-            write_json(self.dir / "maps.json", {"schema": 2, **said, **versions()})
+            write_json(self.dir / "maps.json", {"schema": 3, **made_from, **versions()})
 
-    def made_with(self) -> dict[str, Any]:
-        """What maps depend on, besides their images."""
-        weights = hashlib.sha256((self.dir / "best.safetensors").read_bytes()).hexdigest()[:16]
-        asked = self.recipe.model_dump(include={"explain_count", "ig_steps"})
-        return {"methods": self.recipe.methods, **asked, "weights": weights}
+    def maps_come_from(self, count: int) -> dict[str, Any]:
+        """What the maps of the first `count` evaluated images depend on; `images`: a hash of their rows."""
+        frame = open_split(self.recipe, "evaluated", count=count).frame
+        asked = {"methods": self.recipe.methods, **self.recipe.model_dump(include={"explain_count", "ig_steps"})}
+        weights = digest((self.dir / "best.safetensors").read_bytes())
+        return {"ids": frame["image"].tolist(), "images": manifest_hash(frame), "weights": weights, **asked}
 
     def explained(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The maps and, as `images` gives them, the images that they belong to.
-
-        ValueError where the methods, their options or the weights are others than those that the maps were made with,
-        or the evaluated images than those that they were made of: by name, label, pixels, mask or boxes."""
-        maps, path = self.maps, self.dir / "maps.json"
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            then, made = list(zip(stored["ids"], stored["rows"], strict=True)), dict(stored["made_with"])
-        except (OSError, ValueError, KeyError, TypeError):
-            raise ValueError(f"{path}: does not say which images the maps are of; make them with 03_explain") from None
-        if asked := [f"{k} {made.get(k)} and not {v}" for k, v in self.made_with().items() if made.get(k) != v]:
-            raise ValueError(f"{self.dir.name}: maps made with {', '.join(asked)}; make them again with 03_explain")
-        frame = open_split(self.recipe, "evaluated", count=len(next(iter(maps.values())))).frame
-        now = zip(frame["image"], row_hashes(frame), strict=True)
-        if differ := [(a or b)[0] for a, b in zip_longest(now, then) if a != b]:
-            said = f"{len(differ)} of {len(then)} differ, the first {differ[0]}; make them again with 03_explain"
-            raise ValueError(f"{self.dir.name}: maps of other images: {said}")
-        return maps, self.images(len(frame))
+        """The maps and, as `images` gives them, the images that they belong to. ValueError naming what the maps were
+        made from and is another now: images (names, labels, pixels, masks, boxes), methods, their options, weights."""
+        maps, then = self.maps, json.loads(self.made("maps.json", "03_explain").read_bytes())
+        now = self.maps_come_from(len(next(iter(maps.values()))))
+        if changed := ", ".join(key for key in now if now[key] != then.get(key)):
+            raise ValueError(f"{self.dir.name}: maps were made from other {changed}; make them again with 03_explain")
+        return maps, self.images(len(now["ids"]))

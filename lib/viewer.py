@@ -27,8 +27,8 @@ def browse(batch: Mapping[str, Any], maps: Mapping[str, Tensor], classes: Sequen
         _, (left, right) = plt.subplots(1, 2, figsize=(6, 3.2))
         show_image(left, batch["image"][image], f"{batch['id'][image]}\n{classes[batch['label'][image]]}")
         show_mask(left, batch["mask"][image])
-        show_map(right, batch["image"][image], maps[method][image], METHODS[method].signed, batch["mask"][image],
-                 METHODS[method].label)  # fmt: skip
+        given = batch["image"][image], maps[method][image], METHODS[method].signed, batch["mask"][image]
+        show_map(right, *given, METHODS[method].label)
         plt.show()
 
     if not live():

@@ -74,7 +74,7 @@ def test_failing_recipes_are_named_with_what_is_known_and_the_others_still_check
         "typo.yaml: ValueError: typo.yaml: unknown parameter 'epohcs'",
         "a.yaml: ValueError: architecture: expected one of resnet18, ",
         "m.yaml: ValueError: m.yaml: explain_methods: expected names of evidence, ",
-        "missing.yaml: FileNotFoundError: recipe: no file",
+        "missing.yaml: FileNotFoundError: [Errno 2] No such file",
     ), strict=True):  # fmt: skip
         assert line.startswith(f"FAILED {said}")
     assert lines[2].endswith("compact, vgg-gated, got 'resnet5'") and lines[3].endswith("edge_map, got 'x'")
@@ -90,5 +90,5 @@ def test_a_loss_that_is_not_finite_fails(folder, monkeypatch):
 def test_a_process_of_its_own(folder):
     row = isolated(folder / "sc.yaml", batch=1)[0]
     assert (row["recipe"], row["batch"]) == ("sc", 1)
-    with pytest.raises(FileNotFoundError, match="recipe: no file"):
+    with pytest.raises(FileNotFoundError, match="No such file"):
         isolated(folder / "missing.yaml")

@@ -6,6 +6,8 @@ that is elsewhere; where there is a GPU, it is the GPU as well. What the referen
 
 import inspect
 from contextlib import nullcontext
+from functools import partial
+from typing import get_args
 
 import golden_values
 import pytest
@@ -20,6 +22,7 @@ from benchmarks.recipes import check
 from lib import evaluate, losses, metrics, models, sanity
 from lib.explain import METHODS, explain
 from lib.maps import explain_run
+from lib.recipe import Criterion
 from lib.run import Run
 
 N, SIDE = 4, 32
@@ -68,7 +71,7 @@ GIVEN = {  # argument -> what functions get for it, whether they need it or not
         "has_mask": CLASSES == 1,
         "weights": uniform(2) + 0.5,
     },
-    **{"beta": 0.7, "l1": 0.1, "l2": 0.2, "distance": "mse", "subset": 4, "patch": 8},
+    **{"beta": 0.7, "l1": 0.1, "l2": 0.2, "subset": 4, "patch": 8},
 }
 OTHERWISE = {  # of functions whose argument of that name is of another shape
     "pompom": {"z": MAPS.clamp(min=0)},
@@ -79,13 +82,14 @@ OTHERWISE = {  # of functions whose argument of that name is of another shape
     "similarity": {"a": MAPS, "b": MAPS.flip(1)},
 }
 LOSSES = {name: f for name, f in inspect.getmembers(losses, inspect.isfunction) if not name.startswith("_")}
+LOSSES |= {criterion: partial(losses.classification_loss, criterion=criterion) for criterion in get_args(Criterion)}
 METRICS = dict(inspect.getmembers(metrics, inspect.isfunction))
-SANITY = {f.__name__: f for f in (sanity.similarity, sanity.label_randomisation)}
+SANITY = {"similarity": sanity.similarity}
 
 
 def arguments(function) -> dict:
     """What `GIVEN` and `OTHERWISE` have of its arguments; z is a heatmap of the Explainer."""
-    known = GIVEN | {"z": uniform(N, 1, SIDE, SIDE)} | OTHERWISE.get(function.__name__, {})
+    known = GIVEN | {"z": uniform(N, 1, SIDE, SIDE)} | OTHERWISE.get(getattr(function, "__name__", ""), {})
     return {name: known[name] for name in inspect.signature(function).parameters if name in known}
 
 

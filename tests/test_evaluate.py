@@ -79,7 +79,7 @@ def test_topk_curve_is_the_pooled_precision(softcam):
 
 def test_faithfulness_uses_the_first_images_with_a_mask(softcam):
     run, batch, maps = softcam
-    table = evaluate.faithfulness(run, {"evidence": maps}, batch)
+    table = evaluate.faithfulness(run, {"evidence": maps}, batch, blackbox_twin(run.recipe))
     chosen = batch["has_mask"].nonzero()[: run.recipe.faithfulness_count, 0]
     assert perturbed(run, batch).tolist() == chosen.tolist()
     for _, rows in table.groupby(["metric", "judge", "k"]):
@@ -95,8 +95,8 @@ def test_faithfulness_uses_the_first_images_with_a_mask(softcam):
 
 def test_an_in_model_map_is_also_judged_by_the_black_box(softcam):
     run, batch, maps = softcam
-    table = evaluate.faithfulness(run, {"evidence": maps, "random": maps}, batch)
     twin, chosen = blackbox_twin(run.recipe), perturbed(run, batch)
+    table = evaluate.faithfulness(run, {"evidence": maps, "random": maps}, batch, twin)
     probability = twin.predict(batch["image"][chosen]).gather(1, batch["label"][chosen, None])[:, 0]
     assert torch.allclose(values(table, "perturbation_curve", judge="twin")[:, 0].float(), probability, atol=1e-6)
     assert set(table[table["judge"] == "twin"]["method"]) == {"evidence"}
@@ -163,7 +163,7 @@ def test_pixels_are_imputed_once_for_all_judges(softcam, monkeypatch):
     run, batch, maps = softcam
     calls, impute = [], road.__globals__["impute"]
     monkeypatch.setitem(road.__globals__, "impute", lambda *given: calls.append(1) or impute(*given))
-    table = evaluate.faithfulness(run, {"evidence": maps}, batch)
+    table = evaluate.faithfulness(run, {"evidence": maps}, batch, blackbox_twin(run.recipe))
     chosen = perturbed(run, batch)
     assert len(calls) == len(chosen) * len(evaluate.ROAD_SHARES)
     given = batch["image"][chosen], maps[chosen], batch["label"][chosen]

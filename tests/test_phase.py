@@ -1,9 +1,9 @@
 """One training phase: optimisers, schedules, losses, scores, and which epoch is kept."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny_recipes import PHASES
 from torch.nn import functional as F
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lib import phase as phases
 from lib.losses import contiguity, outside_penalty, sparsity
 from lib.metrics import classification_metrics
-from lib.phase import PhaseModule, Scores, computes_in_bf16, make_optimizer, make_schedule
+from lib.phase import PhaseModule, make_schedule
 from lib.recipe import Recipe
 from lib.run import Run, build_model, open_split
 from lib.train import train
@@ -21,7 +21,7 @@ NAMES = ("sensitivity", "specificity", "precision", "kappa")
 
 def rates(epochs=6, schedule="none", steps=6, **changes):
     recipe = Recipe(epochs=epochs, schedule=schedule, lr=1.0, **changes)
-    optimizer = make_optimizer(recipe, recipe.phases[0], [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 1.0}])
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     made = make_schedule(recipe, recipe.phases[0], optimizer, steps)["scheduler"]
     found = []
     for _ in range(steps):
@@ -50,8 +50,9 @@ def test_schedules_by_hand():
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "adadelta"])
 def test_optimizers(tiny, name):
-    recipe = tiny(optimizer=name, nesterov=True, weight_decay=0.01)
-    made = make_optimizer(recipe, recipe.phases[0], [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.1}])
+    recipe = tiny(optimizer=name, nesterov=True, weight_decay=0.01, lr=0.1, schedule="none")
+    made = PhaseModule(Run(recipe.run_dir, recipe), recipe.phases[0], build_model(recipe)).configure_optimizers(6)
+    made = made["optimizer"]
     assert type(made).__name__.lower() == name
     assert (made.defaults["weight_decay"], made.param_groups[0]["lr"]) == (0.01, 0.1)
     assert name != "sgd" or (made.defaults["momentum"] == 0.9 and made.defaults["nesterov"])
@@ -81,89 +82,34 @@ def test_losses_are_the_papers(tiny):
     assert terms["loss"].item() == pytest.approx((0.25 * ce + 0.75 * explanation).item(), rel=1e-5)
 
 
-def scored(matrix):
-    """Scores of a confusion matrix (rows: truth), sure of each prediction."""
-    classes, scores = len(matrix), Scores(len(matrix))
-    for truth, row in enumerate(matrix):
-        for predicted, count in enumerate(row):
-            if count:
-                p = torch.eye(classes)[[predicted] * count]
-                scores.update(p, torch.full((count,), truth))
-    return scores.compute()
+def given_scores(monkeypatch, name, given):
+    """Each epoch has the next of the `given` scores, on training and on validation images."""
+    left = [score for score in given for _ in ("train", "val")]
+    monkeypatch.setattr(
+        phases, "classification_metrics", lambda *both: classification_metrics(*both) | {name: left.pop(0)}
+    )
 
 
-def test_scores_by_hand():
-    found = scored([[6, 2], [1, 3]])
-    expected = 1 - 3 / ((8 * 5 + 4 * 7) / 12)  # disagreements seen: 3; expected by chance: 68 / 12
-    assert [found[name].item() for name in NAMES] == pytest.approx([3 / 4, 6 / 8, 3 / 5, expected])
-    grades = [[1, 0, 1], [0, 2, 0], [0, 0, 0]]  # costs: one error of 2 grades, squared 4
-    chance = (2 * (0 * 1 + 1 * 2 + 4 * 1) + 2 * (1 * 1 + 0 * 2 + 1 * 1)) / 4
-    assert scored(grades)["kappa"].item() == pytest.approx(1 - 4 / chance)
-    macro = scored([[2, 0, 0], [1, 1, 0], [0, 0, 0]])  # class 2 is neither there nor predicted
-    expected = [(1 + 1 / 2) / 2, (1 / 2 + 1 + 1) / 3, (2 / 3 + 1) / 2]
-    assert [macro[name].item() for name in NAMES[:3]] == pytest.approx(expected)
+@pytest.mark.parametrize("given", [[0.2, 0.9, 0.9, 0.1], [float("nan"), 0.3, float("nan"), 0.2]])
+def test_the_first_of_the_best_epochs_is_kept_whatever_the_loss_says(tiny, monkeypatch, given):
+    states, keep = [], phases.Recorder.on_validation_end
 
-
-@pytest.mark.parametrize(
-    ("matrix", "undefined"),
-    [
-        ([[3, 1], [0, 0]], {"auc", "sensitivity"}),
-        ([[3, 0], [2, 0]], {"precision"}),
-        ([[0, 0], [2, 1]], {"auc", "specificity"}),
-        ([[4, 0], [0, 0]], {"auc", "sensitivity", "precision", "kappa"}),
-    ],
-)
-def test_what_is_undefined_is_nan(matrix, undefined):
-    assert {name for name, value in scored(matrix).items() if value.isnan()} == undefined
-
-
-@settings(max_examples=15)
-@given(st.integers(2, 4), st.data())
-def test_scores_are_those_of_the_evaluation(classes, data):
-    rows = data.draw(st.lists(st.tuples(*[st.integers(0, classes - 1)] * 2), min_size=1, max_size=30))
-    labels, predicted = torch.tensor(rows).T
-    probabilities = F.one_hot(predicted, classes).double()
-    expected = classification_metrics(labels, probabilities)
-    scores = Scores(classes)
-    for part in zip(probabilities.split(7), labels.split(7), strict=True):
-        scores.update(*part)
-    found = scores.compute()
-    for name in NAMES:
-        assert found[name].item() == pytest.approx(expected[name], abs=1e-6, nan_ok=True), name
-    assert found["acc"].item() == pytest.approx(expected["accuracy"])
-
-
-def given_scores(monkeypatch, name, scores):
-    """Each epoch has the next of the `scores`, on training and on validation images."""
-    compute, epochs = Scores.compute, {}
-
-    def replaced(self):
-        epochs[id(self)] = epochs.get(id(self), -1) + 1
-        return compute(self) | {name: torch.tensor(scores[epochs[id(self)]])}
-
-    monkeypatch.setattr(Scores, "compute", replaced)
-
-
-@pytest.mark.parametrize("scores", [[0.2, 0.9, 0.9, 0.1], [float("nan"), 0.3, float("nan"), 0.2]])
-def test_the_first_of_the_best_epochs_is_kept_whatever_the_loss_says(tiny, monkeypatch, scores):
-    states, keep = [], phases.Recorder.keep_explanations
-
-    def recorded(self, module, name):
+    def recorded(self, trainer, module):
         states.append({key: value.clone() for key, value in module.model.state_dict().items()})
-        keep(self, module, name)
+        keep(self, trainer, module)
 
-    given_scores(monkeypatch, "kappa", [0.0, *scores])
-    monkeypatch.setattr(phases.Recorder, "keep_explanations", recorded)
-    run = train(tiny(name=f"kept-{scores[1]}", checkpoint="kappa", epochs=4, method="blackbox"))
+    given_scores(monkeypatch, "kappa", [0.0, *given])
+    monkeypatch.setattr(phases.Recorder, "on_validation_end", recorded)
+    run = train(tiny(name=f"kept-{given[1]}", checkpoint="kappa", epochs=4, method="blackbox"))
     best = load_file(run.dir / "best.safetensors")
     kept = [all(torch.equal(best[key], state[key]) for key in best) for state in states]
     assert kept == [False, False, True, False, False]
-    assert run.history["val_kappa"].tolist() == pytest.approx([0.0, *scores], nan_ok=True)
+    assert run.history["val_kappa"].tolist() == pytest.approx([0.0, *given], nan_ok=True)
 
 
 def test_a_score_that_is_never_defined_is_said(tiny, monkeypatch):
     given_scores(monkeypatch, "precision", [float("nan")] * 9)
-    with pytest.warns(UserWarning, match="val_precision: undefined in every epoch of phase 'blackbox'; the first"):
+    with pytest.warns(UserWarning, match="val_precision: undefined in every epoch of 'blackbox'; the first"):
         train(tiny(name="undefined", checkpoint="precision", method="blackbox"))
 
 
@@ -173,11 +119,18 @@ def test_scores_on_validation_images_are_in_the_history(tiny):
     assert run.history["val_specificity"].iloc[-1] == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("has", [True, False])
-def test_precision_is_bf16_where_it_is_asked_for_or_the_device_computes_in_it(monkeypatch, has):
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: not has)
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    found = {p: computes_in_bf16(p, cpu) for p in ("32", "bf16", "auto")}
-    assert found == {"32": False, "bf16": True, "auto": has}
-    assert computes_in_bf16("auto", gpu) is not has
+@pytest.mark.parametrize(("kind", "has"), [("cpu", True), ("cpu", False), ("cuda", True), ("cuda", False)])
+def test_precision_is_bf16_where_it_is_asked_for_or_the_device_computes_in_it(tiny, monkeypatch, kind, has):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has == (kind == "cpu"))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has == (kind == "cuda"))
+    found = {}
+    for precision in ("32", "bf16", "auto"):
+        run = Run((recipe := tiny(precision=precision)).run_dir, recipe)
+        run.device = torch.device(kind)
+        with (
+            patch.object(phases.L, "Trainer", side_effect=ZeroDivisionError) as trainer,
+            pytest.raises(ZeroDivisionError),
+        ):
+            phases.fit_phase(PhaseModule(run, recipe.phases[0], build_model(recipe)), torch.zeros(0), [], [])
+        found[precision] = trainer.call_args.kwargs["precision"]
+    assert found == {"32": "32-true", "bf16": "bf16-mixed", "auto": "bf16-mixed" if has else "32-true"}

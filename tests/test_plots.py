@@ -160,6 +160,3 @@ def test_an_evolution_is_drawn_from_before_training_to_the_last_phase(trained):
     assert list(frames)[-1] == "joint, epoch 1"
     assert limits == [1.0] * len(images)
     assert frames["joint, epoch 1"].shape == (len(images), *images.shape[2:])
-    assert plots.animation(run.evolution, signed=False)[:4] == b"GIF8"
-    fig = plots.strip(trained["softcam"].evolution, signed=True, most=2)
-    assert [ax.get_title() for ax in fig.axes[:3]] == ["image", "softcam\nepoch 0", "softcam\nepoch 2"]

@@ -13,8 +13,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from lib import PROJECT
-from lib.experiments import experiments
 from lib.recipe import Recipe
+from pipeline.experiments import experiments
 
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("0*.ipynb"))
 

@@ -76,7 +76,7 @@ def test_history_has_every_epoch_of_every_phase(trained):
     phases = [("classifier", 0), ("classifier", 1), ("classifier", 2), ("explainer", 0), ("explainer", 1), ("joint", 0)]
     assert list(zip(history["phase"], history["epoch"], strict=True)) == [*phases, ("joint", 1)]
     for split in ("train", "val"):
-        for name in ("loss", "classification", "explanation", "sparsity", "contiguity", "acc", "auc"):
+        for name in ("loss", "classification", "explanation", "sparsity", "contiguity", "accuracy", "auc"):
             assert history[f"{split}_{name}"].notna().all(), name
     alpha = history["phase"].map(dict(zip(("classifier", "explainer", "joint"), PHASES["alpha"], strict=True)))
     total = alpha * history["val_classification"] + (1 - alpha) * history["val_explanation"]
@@ -91,12 +91,12 @@ def test_an_area_under_the_curve_without_one_of_the_classes_is_undefined(tmp_pat
     history = train(own_recipe(tmp_path)).history
     other = {"val": "train", "train": "val"}[split]
     assert history[f"{split}_auc"].isna().all() and history[f"{other}_auc"].between(0, 1).all()
-    assert history[[f"{split}_acc", f"{other}_acc"]].notna().all(axis=None)
+    assert history[[f"{split}_accuracy", f"{other}_accuracy"]].notna().all(axis=None)
 
 
 def test_a_score_needs_validation_images_of_every_class(tiny):
     recipe = tiny(name="absent", checkpoint="sensitivity", limit={"train": 8, "val": 1, "test": 1})
-    with pytest.raises(ValueError, match=r"checkpoint: 'sensitivity' needs validation images of .* there is none of '"):
+    with pytest.raises(ValueError, match=r"checkpoint: 'sensitivity' needs validation images of .* got none of '"):
         train(recipe)
     assert train(recipe.replace(checkpoint="accuracy", epochs=1)).finished
 
@@ -154,7 +154,10 @@ def test_phase_warnings():
     slow = phase_warnings(history([1.0, 0.8], [1.0, 0.5]))
     assert len(slow) == 2
     assert "'classifier' ended with the classification loss at 80%" in slow[0]
-    assert "empty" in phase_warnings(history([1.0, 0.2], [1.0, 0.0]))[0]
+    assert (
+        "0% of its first value, an empty heatmap (asked: 0% to 20%)"
+        in phase_warnings(history([1.0, 0.2], [1.0, 0.0]))[0]
+    )
     assert "at 2% of its first value (asked: 15% to 35%)" in phase_warnings(history([1.0, 0.02], [1.0, 0.1]))[0]
     assert phase_warnings(history([1.0, 0.2, 0.9], [1.0, 0.1])) == []  # the state of lowest validation loss counts
     assert phase_warnings(pd.DataFrame({"phase": ["softcam"] * 2, "train_classification": [1.0, 1.0]})) == []

@@ -21,19 +21,16 @@ def read_image(path: str | Path) -> np.ndarray:
 
 def read_mask(path: str | Path, values: MaskValues | None = None) -> np.ndarray:
     """Boolean (H, W): True in the region of a mask file, in any channel; of a palette the index counts, not its colour.
-
-    values: `nonzero` (any but 0: 0 and 255, 0 and 1, label ids) or `half` (above 127: soft edges and the noise of JPEG
-    are not region); None: half for JPEG files, nonzero for all others. ValueError as in `mask_region`, and where a
-    palette has its black, the background as it seems, at another index than 0.
-    """
+    values: `nonzero` (any but 0) or `half` (above 127: soft edges and the noise of JPEG are not region); None: half for
+    JPEG files. ValueError as in `mask_region`, and where a palette has its black at another index than 0."""
     with Image.open(path) as image:
         values = values or ("half" if image.format in ("JPEG", "MPO") else "nonzero")
         if image.mode != "P":
             return mask_region(read_image(path), values, path)
         pixels, colours = np.array(image), np.reshape(image.getpalette(), (-1, 3))
-    black = [index for index, colour in enumerate(colours) if not colour.any() and (pixels == index).any()]
-    if colours[0].any() and black:
-        said = f"the background, at index 0 of a mask's palette, got index {black[0]}"
+    black = np.isin(np.arange(len(colours)), pixels) & ~colours.any(1)
+    if colours[0].any() and black.any():
+        said = f"the background, at index 0 of a mask's palette, got index {black.argmax()}"
         raise ValueError(f"{path}: expected black, {said}; save the mask as grey, 0 for the background")
     return mask_region(pixels, values, path)
 
@@ -49,8 +46,7 @@ def mask_region(pixels: np.ndarray, values: MaskValues, path: str | Path) -> np.
 
 def resized_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Boolean `size` (height, width): True on every pixel that a pixel of the region falls into: none is too small."""
-    area = Image.fromarray(mask.astype(np.float32)).resize(size[::-1], Image.Resampling.BOX)
-    return np.array(area) > 0
+    return np.array(Image.fromarray(mask.astype(np.float32)).resize(size[::-1], Image.Resampling.BOX)) > 0
 
 
 def box_mask(boxes: list[list[float]], height: int, width: int) -> np.ndarray:
@@ -64,5 +60,4 @@ def box_mask(boxes: list[list[float]], height: int, width: int) -> np.ndarray:
 def pixel_hash(pixels: np.ndarray) -> str:
     """SHA-256 of the pixels' shape, type and bytes, however a file compresses them; a boolean mask counts as uint8."""
     pixels = pixels.astype(np.uint8) if pixels.dtype == bool else pixels
-    header = f"{pixels.shape}{pixels.dtype.str}".encode()
-    return hashlib.sha256(header + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+    return hashlib.sha256(f"{pixels.shape}{pixels.dtype.str}".encode() + pixels.tobytes()).hexdigest()

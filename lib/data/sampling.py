@@ -8,15 +8,10 @@ from torch.utils.data import Sampler
 
 
 class EpochSampler(Sampler):
-    """As many images as there are, in an order that depends on the seed `seeds(epoch)` only: a continued training sees
-    what an unbroken one would. labels: (N,); epochs count from 0 in every phase.
-
+    """As many images as labels (N,), in an order that depends on the seed `seeds(epoch)` only, interrupted or not.
     instance: each image once. Otherwise they are drawn with replacement, an image of class y with the probability
-    `(1 - s) / N + s / (K n_y)`, K the classes present, where the share s is
-    class_balanced          1
-    progressive             1 - decay^epoch, from instance- to class-balanced: Kang et al. 2020 (arXiv 1910.09217), with
-                            a decay where they have epoch / epochs
-    progressive_reversed    decay^epoch, from class- to instance-balanced, as SoftCAM's reference code has it
+    `(1 - s) / N + s / (K n_y)`, K the classes present, s = 1 for class_balanced, `1 - decay^epoch` for progressive
+    (Kang et al. 2020: epoch / epochs) and `decay^epoch` for progressive_reversed, as in SoftCAM's code.
     """
 
     def __init__(self, labels: Tensor, seeds: Callable[[int], int], sampling: str = "instance", decay: float = 0.9):
@@ -25,19 +20,14 @@ class EpochSampler(Sampler):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    @property
-    def probabilities(self) -> Tensor:
-        """Of each image in the current epoch: (N,), sum 1."""
-        rest = self.decay**self.epoch
-        share = {"class_balanced": 1.0, "progressive": 1 - rest, "progressive_reversed": rest}[self.sampling]
-        counts = torch.bincount(self.labels).double()
-        return (1 - share) / len(self) + share / ((counts > 0).sum() * counts[self.labels])
-
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seeds(self.epoch))
+        generator, n = torch.Generator().manual_seed(self.seeds(self.epoch)), len(self)
         if self.sampling == "instance":
-            return iter(torch.randperm(len(self), generator=generator).tolist())
-        return iter(torch.multinomial(self.probabilities, len(self), True, generator=generator).tolist())
+            return iter(torch.randperm(n, generator=generator).tolist())
+        rest, counts = self.decay**self.epoch, torch.bincount(self.labels).double()
+        share = {"class_balanced": 1.0, "progressive": 1 - rest, "progressive_reversed": rest}[self.sampling]
+        probabilities = (1 - share) / n + share / ((counts > 0).sum() * counts[self.labels])
+        return iter(torch.multinomial(probabilities, n, True, generator=generator).tolist())
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -12,10 +12,10 @@ def random(task: Task, seed: int = 0) -> Tensor:
     return torch.stack([torch.rand(task.images.shape[2:], generator=source) for source in task.generators(seed)])
 
 
-def centre_gaussian(task: Task, sigma: float = 0.25) -> Tensor:
-    """exp(-(u^2 + v^2) / 2) in (0, 1], u and v the distances from the centre in units of `sigma` times the sides."""
+def centre_gaussian(task: Task) -> Tensor:
+    """exp(-(u^2 + v^2) / 2) in (0, 1], u and v the distances from the centre in quarters of the sides."""
     height, width = task.images.shape[2:]
-    v, u = (((torch.arange(side) + 0.5) / side - 0.5) / sigma for side in (height, width))
+    v, u = (((torch.arange(side) + 0.5) / side - 0.5) / 0.25 for side in (height, width))
     return torch.exp(-(v[:, None] ** 2 + u**2) / 2).expand(len(task.images), height, width)
 
 

@@ -4,7 +4,7 @@ import warnings
 
 import torch
 from captum import attr
-from torch import Tensor, nn
+from torch import Tensor
 
 from lib.explain.cam import gradcam
 from lib.explain.task import Task
@@ -28,26 +28,23 @@ def input_x_gradient(task: Task) -> Tensor:
     return (task.images * task.gradients(task.images)).sum(1)
 
 
-def integrated_gradients(task: Task, steps: int = 50, baseline: float | Tensor = 0.0, chunk: int = 128) -> Tensor:
+def integrated_gradients(task: Task, steps: int = 50, baseline: float | Tensor = 0.0) -> Tensor:
     """(x - x0) times the mean gradient between `baseline` x0 (a number or (1, C, H, W), as the model takes it) and x at
     `steps` Gauss-Legendre points (Sundararajan et al. 2017): the map sums to f(x) - f(x0)."""
-    x0 = baseline.to(task.images) if isinstance(baseline, Tensor) else float(baseline)
-    at_once = task.at_once(chunk)
-    return attributed(task, attr.IntegratedGradients, baselines=x0, n_steps=steps, internal_batch_size=at_once)
+    run = {"n_steps": steps, "internal_batch_size": task.at_once}
+    return attributed(task, attr.IntegratedGradients, baselines=baseline, **run)
 
 
-def smoothgrad(task: Task, noise: float = 0.15, samples: int = 16, seed: int = 0, chunk: int = 128) -> Tensor:
-    """|mean gradient over `samples` noisy copies of the image|, summed over channels (Smilkov et al. 2017); `noise` and
-    `seed` as in `smooth_gradcam`."""
+def smoothgrad(task: Task, noise: float = 0.15, samples: int = 16) -> Tensor:
+    """|mean gradient over `samples` noisy copies|, summed over channels (Smilkov et al. 2017)."""
     total = torch.zeros_like(task.images)
-    for index, copies in task.noisy_copies(noise, samples, seed, chunk):
+    for index, copies in task.noisy_copies(noise, samples):
         total.index_add_(0, index, task.gradients(copies, index))
     return (total / samples).abs().sum(1)
 
 
 def deconvolution(task: Task) -> Tensor:
-    """Gradient with each nn.ReLU rectifying the backward signal instead of the forward one, summed over channels
-    (Zeiler & Fergus 2014)."""
+    """Gradient, each nn.ReLU rectifying the backward signal instead of the forward one (Zeiler & Fergus 2014)."""
     return attributed(task, attr.Deconvolution)
 
 
@@ -56,31 +53,19 @@ def guided_backprop(task: Task) -> Tensor:
     return attributed(task, attr.GuidedBackprop)
 
 
-def guided_gradcam(task: Task, layer: nn.Module) -> Tensor:
-    """Guided Backprop times Grad-CAM of `layer`, bilinear to image size (Selvaraju et al. 2017, section 3.2)."""
-    return guided_backprop(task) * gradcam(task, layer)
+def guided_gradcam(task: Task) -> Tensor:
+    """Guided Backprop times Grad-CAM, bilinear to image size (Selvaraju et al. 2017, section 3.2)."""
+    return guided_backprop(task) * gradcam(task)
 
 
-def occlusion(
-    task: Task, window: int | None = None, stride: int | None = None, fill: float = 0.0, chunk: int = 128
-) -> Tensor:
-    """Drop of the target logit when a square window is filled with `fill`; each pixel gets the mean drop of the windows
-    that cover it (Zeiler & Fergus 2014). Windows start at multiples of `stride`, the last one is cut at the border; by
-    default they are an eighth of each side, without overlap. Raises ValueError for a stride above the window."""
-    images, covers = task.images, []
-    for side in images.shape[2:]:  # (windows, side): which positions each window covers along one side
-        size = max(1, side // 8) if window is None else window
-        step = size if stride is None else stride
-        if step > size:
-            raise ValueError(f"stride: expected at most the window, {size}, got {step}")
-        starts = torch.arange(-(-max(side - size, 0) // step) + 1)[:, None] * step
-        position = torch.arange(side)
-        covers.append(((position >= starts) & (position < starts + size)).to(images.device))
-    rows, columns = covers
-    drops, clean = images.new_empty(len(images), len(rows), len(columns)), task.scores(images)
-    for index, place in task.variants(len(rows) * len(columns), chunk):
-        row, column = place // len(columns), place % len(columns)
-        hidden = rows[row][:, None, :, None] & columns[column][:, None, None, :]
-        drops[index, row, column] = clean[index] - task.scores(images[index].masked_fill(hidden, fill), index)
-    total = torch.einsum("nrc,rh,cw->nhw", drops, rows.to(drops), columns.to(drops))
-    return total / torch.outer(rows.sum(0), columns.sum(0))
+def occlusion(task: Task) -> Tensor:
+    """Drop of the target logit when the pixel's window is filled with 0 (Zeiler & Fergus 2014): windows of an eighth of
+    each side, without overlap, the last one cut at the border."""
+    images = task.images
+    row, column = (torch.arange(side, device=images.device) // max(1, side // 8) for side in images.shape[2:])
+    place = row[:, None] * (column[-1] + 1) + column  # (H, W): the number of each pixel's window
+    drops, clean = images.new_empty(len(images), int(place[-1, -1]) + 1), task.scores(images)
+    for index, window in task.variants(drops.shape[1]):
+        hidden = (place == window[:, None, None])[:, None]
+        drops[index, window] = clean[index] - task.scores(images[index].masked_fill(hidden, 0), index)
+    return drops[:, place]

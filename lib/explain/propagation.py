@@ -18,24 +18,19 @@ from lib.explain.cam import features_and_gradients
 from lib.explain.task import Task
 
 
-def lrp(task: Task, layer: nn.Module, bias: bool = False) -> Tensor:
-    """Layer-wise relevance propagation, summed over channels: the rule alpha1-beta0 (Bach et al. 2015, equation 60) in
-    all convolutions, R_i = sum_j (x_i w_ij)^+ / (sum_i (x_i w_ij)^+ + b_j^+) R_j; for ReLU networks, for which alone it
-    is derived, deep Taylor decomposition's z^+ (Montavon et al. 2017).
+def lrp(task: Task) -> Tensor:
+    """The rule alpha1-beta0 (Bach et al. 2015, equation 60) in all convolutions, summed over channels: R_i = sum_j
+    (x_i w_ij)^+ / sum_i (x_i w_ij)^+ R_j; of ReLU networks, for which it is derived, the z^+ of Montavon et al. 2017.
 
-    Above `layer` (the last features) LRP-0, there feature times gradient (Ancona et al. 2018, proposition 1): relevance
-    for and against the target differs in sign. Batch normalisations are merged into the convolutions before them; the
-    branches of a residual block share by their positive parts, average pooling by value; max pooling gives to the
-    maximum; activations and diagonal layers (a batch normalisation after no convolution, the gate z) hand on unchanged.
-    `bias`: whether positive biases take relevance. Without, the map sums to the target logit less what the layers above
-    the last features owe to biases, but for relevance of units whose positive parts are all 0, which is lost.
-    """
-    features, gradients = features_and_gradients(task, layer, task.images)
+    Above the task's layer LRP-0, there feature times gradient (Ancona et al. 2018, proposition 1). Branches of a block
+    share by their positive parts, average pooling by value; activations and diagonal layers (a batch normalisation
+    after no convolution, the gate z) hand on unchanged. Biases take none."""
+    features, gradients = features_and_gradients(task, task.images)
     twins: dict[int, nn.Module] = {}
     twin = copy.deepcopy(task.logits, twins)  # zennit replaces parameters, and the next batch needs the model's own
     found: list[Tensor] = []
-    with composite(twin, bias).context(twin):
-        twins[id(layer)].register_forward_hook(lambda _module, _inputs, output: found.append(output))
+    with composite(twin).context(twin):
+        twins[id(task.layer)].register_forward_hook(lambda _module, _inputs, output: found.append(output))
         with Gates():
             twin(task.images, *task.fixed)
         relevance = torch.autograd.grad(found[-1], task.images, features * gradients)[0]
@@ -52,7 +47,7 @@ class Gates(TorchFunctionMode):
         return result
 
 
-def composite(model: nn.Module, bias: bool) -> LayerMapComposite:
+def composite(model: nn.Module) -> LayerMapComposite:
     """The rules for `model`, and what brings it into canonical form. Swaps convolution and average pooling in the
     transitions of a DenseNet, in place: the same function, but pooling then shares ReLU's output, which is >= 0."""
     canonizer = ResNetCanonizer()  # merges each batch normalisation into the convolution registered before it
@@ -65,7 +60,7 @@ def composite(model: nn.Module, bias: bool) -> LayerMapComposite:
     rules = [
         (Sum, BasicHook([lambda x: x.clamp(min=0)], gradient_mapper=lambda r, sums: (r / above_zero(sums[0]),))),
         *layer_map_base(above_zero),
-        (Convolution, ZPlus(above_zero, zero_params=[] if bias else ["bias"])),
+        (Convolution, ZPlus(above_zero, zero_params=["bias"])),
     ]
     return LayerMapComposite(rules, [canonizer])
 

@@ -1,10 +1,8 @@
-"""How well a heatmap points at the annotated region (formulas, ranges and sources: docs/metrics.md).
+"""How well a heatmap points at the annotated region (formulas, ranges, NaN and sources: docs/metrics.md).
 
-Maps are (N, H, W), of any scale and sign; masks are (N, H, W), boolean or 0/1. A value that the definition leaves open
-is NaN, and so is every value for an empty mask or a map with a pixel that is not finite. Patches lie on a grid from
-(0, 0), side by side or, with a `stride` below `patch`, overlapping; those at the right and lower border are cut. Where
-scores tie, a value is its expectation over all orders of the tied patches or pixels. A metric pooled over images takes
-any subset of them: `topk_precision(maps[correct], masks[correct])` is the one over true positives.
+Maps are (N, H, W), of any scale and sign; masks are (N, H, W), boolean or 0/1; values are (N,), NaN for an empty mask.
+Patches lie on a grid from (0, 0), side by side or, with a `stride` below `patch`, overlapping; those at the right and
+lower border are cut. Where scores tie, a value is its expectation over all orders of the tied patches or pixels.
 """
 
 from collections import namedtuple
@@ -14,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib.metrics.arguments import NAN, check, check_choice, check_count, check_maps, check_pair, undefined
+from lib.metrics.arguments import NAN, check, check_maps, check_pair, undefined
 
 PART = 2**22  # pixels that are sorted at a time: some 200 MB
 SharedThreshold = namedtuple("SharedThreshold", "threshold iou")
@@ -43,10 +41,8 @@ def _constant(maps: Tensor) -> Tensor:
 def patch_scores(maps: Tensor, patch: int, by: str = "max", stride: int | None = None) -> Tensor:
     """(N, P), row by row: maximum or mean of each patch, of a cut one over the pixels it has. Along a side of H pixels,
     1 + ceil((H - patch) / stride) patches, one if H < patch; `stride` None: `patch`."""
-    check_count("patch", patch)
-    check_count("stride", stride := patch if stride is None else stride)
-    check("stride", stride <= patch, f"at most patch = {patch}, or pixels are left out", stride)
-    check_choice("by", by, ("max", "mean"))
+    stride = patch if stride is None else stride
+    check("stride", 0 < stride <= patch, f"1 to patch = {patch}, or pixels are left out", stride)
     size = [min(patch, side) for side in maps.shape[1:]]
     if by == "max":
         return F.max_pool2d(maps[:, None], size, stride, ceil_mode=True).flatten(1)
@@ -59,12 +55,9 @@ def rank_patches(maps: Tensor, patch: int, by: str = "max", stride: int | None =
     return patch_scores(check_maps("maps", maps), patch, by, stride).sort(dim=1, descending=True, stable=True)
 
 
-def topk_hits(
-    maps: Tensor, masks: Tensor, k: int = 10, patch: int = 33, threshold: float | None = None, stride: int | None = None
-) -> Tensor:
+def topk_hits(maps, masks, k=10, patch=33, threshold: float | None = None, stride: int | None = None) -> Tensor:
     """(N, k) in [0, 1]: whether the j-th highest patch (by its maximum) touches the mask, 1 or 0; of g patches of equal
     score, h of which touch it, each counts h / g. NaN where no j-th patch is above `threshold`."""
-    check_count("k", k)
 
     def ranked(maps: Tensor, masks: Tensor) -> Tensor:
         scores, order = rank_patches(maps, patch, stride=stride)
@@ -76,32 +69,33 @@ def topk_hits(
     return in_parts(ranked, *check_pair(maps, masks))
 
 
-def topk_precision(
-    maps: Tensor, masks: Tensor, k: int = 10, patch: int = 33, threshold: float | None = None, stride: int | None = None
-) -> Tensor:
-    """(k,): for K = 1..k, the share of the K highest patches that touch the mask, over all images pooled; as in
-    `topk_hits`, NaN where no patch is left (SoftCAM, arXiv 2505.17748)."""
+def topk_precision(maps, masks, k=10, patch=33, threshold: float | None = None, stride: int | None = None) -> Tensor:
+    """(k,): for K = 1..k, the share of `topk_hits` among the K highest patches, over all images pooled; NaN where no
+    patch is left (SoftCAM, arXiv 2505.17748)."""
     hits = topk_hits(maps, masks, k, patch, threshold, stride)
     return hits.nan_to_num(0).sum(0).cumsum(0) / hits.isfinite().sum(0).cumsum(0)
 
 
-def _touched(masks: Tensor, patch: int, stride: int | None) -> Tensor:
+def _touched(masks: Tensor, patch: int) -> Tensor:
     """(n, P): which patches touch the mask, 1 or 0, of the n masks that are not empty."""
     maps, masks = check_pair(masks.float(), masks, "masks")
-    return patch_scores(maps[masks.flatten(1).any(1)], patch, stride=stride)
+    return patch_scores(maps[masks.flatten(1).any(1)], patch)
 
 
-def topk_ceiling(masks: Tensor, k: int = 10, patch: int = 33, stride: int | None = None) -> Tensor:
+def topk_ceiling(masks: Tensor, k: int = 10, patch: int = 33) -> Tensor:
     """(k,): the highest `topk_precision` of any ranking of patches: an image may have fewer than K lesion patches."""
-    check_count("k", k)
-    touched, asked = _touched(masks, patch, stride), torch.arange(1, k + 1, device=masks.device)
-    found = touched.sum(1)[:, None].minimum(asked).sum(0)
-    return found / (asked.clamp(max=touched.shape[1]) * len(touched))
+    touched, asked = _touched(masks, patch), torch.arange(1, k + 1, device=masks.device)
+    return touched.sum(1)[:, None].minimum(asked).sum(0) / (asked.clamp(max=touched.shape[1]) * len(touched))
 
 
-def topk_chance(masks: Tensor, patch: int = 33, stride: int | None = None) -> Tensor:
+def topk_chance(masks: Tensor, patch: int = 33) -> Tensor:
     """(): the `topk_precision` expected of a random ranking: the share of patches that touch a (non-empty) mask."""
-    return _touched(masks, patch, stride).mean()
+    return _touched(masks, patch).mean()
+
+
+def _share(values: Tensor, masks: Tensor) -> Tensor:
+    """(N,): of the sum of the values, what lies in the mask."""
+    return (values * masks).sum((1, 2)) / values.sum((1, 2))
 
 
 def _activation(maps: Tensor) -> Tensor:
@@ -111,38 +105,33 @@ def _activation(maps: Tensor) -> Tensor:
 
 
 def activation_precision(maps: Tensor, masks: Tensor) -> Tensor:
-    """(N,) in [0, 1]: sum(m a) / sum(a), `a` the map clipped at 0, min-max scaled; NaN if that is constant."""
+    """sum(m a) / sum(a), `a` the map clipped at 0, min-max scaled; NaN if that is constant."""
     maps, masks = check_pair(maps, masks)
-    a = _activation(maps)
-    return (a * masks).sum((1, 2)) / a.sum((1, 2))
+    return _share(_activation(maps), masks)
 
 
 def activation_sensitivity(maps: Tensor, masks: Tensor) -> Tensor:
-    """(N,) in [0, 1]: sum(m a) / sum(m), `a` and NaN as in `activation_precision`."""
+    """sum(m a) / sum(m), `a` and NaN as in `activation_precision`."""
     maps, masks = check_pair(maps, masks)
     return (_activation(maps) * masks).sum((1, 2)) / masks.sum((1, 2))
 
 
 def weighting_game(maps: Tensor, masks: Tensor) -> Tensor:
-    """(N,) in [0, 1]: sum(m max(a, 0)) / sum(max(a, 0)), the share of the positive mass that lies in the mask, NaN if
-    there is none (Raatikainen & Rahtu 2022)."""
+    """The share of the positive values that lies in the mask, NaN if there is none (Raatikainen & Rahtu 2022)."""
     maps, masks = check_pair(maps, masks)
-    positive = maps.clamp(min=0)
-    return (positive * masks).sum((1, 2)) / positive.sum((1, 2))
+    return _share(maps.clamp(min=0), masks)
 
 
 def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
-    """(N,) in [0, 1]: 1 if the maximum lies in the mask, else 0; of equal maxima the share. NaN for a constant
-    map (Zhang et al. 2018, without tolerance)."""
+    """1 if the maximum lies in the mask, else 0; of equal maxima the share. NaN for a constant map (Zhang et al. 2018,
+    without tolerance)."""
     maps, masks = check_pair(maps, masks)
-    peaks = maps == maps.amax((1, 2), keepdim=True)
-    share = (peaks & masks).sum((1, 2)).to(maps.dtype) / peaks.sum((1, 2))
-    return share.masked_fill(_constant(maps), NAN)
+    peaks = (maps == maps.amax((1, 2), keepdim=True)).to(maps.dtype)
+    return _share(peaks, masks).masked_fill(_constant(maps), NAN)
 
 
 def relevance_rank_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
-    """(N,) in [0, 1]: the share of the |m| highest (signed) pixels that lie in the mask; NaN for a constant map (Arras
-    et al. 2022)."""
+    """The share of the |m| highest (signed) pixels that lie in the mask; NaN for a constant map (Arras et al. 2022)."""
 
     def accuracy(maps: Tensor, masks: Tensor) -> Tensor:
         ordered, order = maps.flatten(1).sort(dim=1, descending=True)
@@ -163,8 +152,8 @@ def _iou_of_highest(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def best_iou(maps: Tensor, masks: Tensor) -> Tensor:
-    """(N,) in [|m| / (H W), 1]: the highest IoU of {a >= t} and the mask over every value t of the image's own map: an
-    upper bound, as the mask chooses. NaN for a constant map."""
+    """In [|m| / (H W), 1]: the highest IoU of {a >= t} and the mask over every value t of the image's own map: an upper
+    bound, as the mask chooses. NaN for a constant map."""
 
     def best(maps: Tensor, masks: Tensor) -> Tensor:
         values, iou = _iou_of_highest(maps, masks)
@@ -175,15 +164,10 @@ def best_iou(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def best_shared_iou(maps: Tensor, masks: Tensor, thresholds: Tensor | None = None) -> SharedThreshold:
-    """(threshold, iou (N,)): the t of the highest mean IoU of {b >= t} and the mask, `b` the map min-max scaled to
-    [0, 1], and the IoU of each image at it, NaN for a constant map (Choe et al. 2020).
-
-    `thresholds` (T,), None: 0, 0.001, ..., 1; of equally good ones the lowest, NaN without any image left. A single
-    one, found on validation images, gives an honest IoU.
-    """
+    """(threshold, iou (N,)): the t in `thresholds` (T,), None: 0, 0.001, ..., 1, of the highest mean IoU of {b >= t}
+    and the mask, `b` the map min-max scaled, the lowest of equals; and each image's IoU at it, NaN for a constant map
+    (Choe et al. 2020). A single threshold, found on other images, gives an honest IoU."""
     thresholds = torch.linspace(0, 1, 1001, dtype=torch.float64) if thresholds is None else thresholds
-    good = thresholds.ndim == 1 and thresholds.numel() and thresholds.isfinite().all()
-    check("thresholds", good, "finite values of shape (T,)", thresholds)
 
     def curve(maps: Tensor, masks: Tensor) -> Tensor:
         low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
@@ -198,44 +182,32 @@ def best_shared_iou(maps: Tensor, masks: Tensor, thresholds: Tensor | None = Non
 
 
 def pompom(z: Tensor, masks: Tensor, eps: float = 1e-6) -> Tensor:
-    """(N,) in [0, 1], lower is better: |{z > 0 and m = 0}| / (|{m = 0}| + eps), meaning outside the mask; 0 where
-    there is none or the mask covers all (Rio-Torto et al. 2020)."""
-    return _pompom(z, masks, [0], eps)[:, 0]
+    """In [0, 1], lower is better: |{z > 0 and m = 0}| / (|{m = 0}| + eps), meaning outside the mask; 0 where there is
+    none or the mask covers all (Rio-Torto et al. 2020)."""
+    return pompom_curve(z, masks, [0], eps)[:, 0]
 
 
-def pompom_curve(z: Tensor, masks: Tensor, eps: Sequence[float] = (0, 0.01, 0.05, 0.1, 0.25, 0.5)) -> Tensor:
-    """(N, E) in [0, 1], lower is better: `pompom` with a pixel of meaning above eps instead of above 0."""
-    good = len(eps) and all(0 <= e < float("inf") for e in eps)
-    check("eps", good, "at least one value, each at least 0", list(eps))
-    return _pompom(z, masks, eps, 1e-6)
-
-
-def _pompom(z: Tensor, masks: Tensor, levels: Sequence[float], guard: float) -> Tensor:
+def pompom_curve(z: Tensor, masks: Tensor, eps: Sequence[float] = (0, 0.01, 0.1, 0.5), guard=1e-6) -> Tensor:
+    """(N, E): `pompom` with a pixel of meaning above eps instead of above 0."""
     z, masks = check_pair(z, masks, "z")
-    check("z", not len(negative := z[z < 0]), "values of at least 0", negative[:1].tolist())
+    check("z", not (z < 0).any(), "values of at least 0", z[z < 0][:1].tolist())
     outside = (~masks).sum((1, 2)).to(z.dtype) + guard
-    shares = torch.stack([((z > level) & ~masks).sum((1, 2)) / outside for level in levels], 1)
+    shares = torch.stack([((z > level) & ~masks).sum((1, 2)) / outside for level in eps], 1)
     return shares.masked_fill(undefined(z)[:, None], NAN)
 
 
-def grid_pointing_game(
-    diseased: Tensor, healthy: Tensor, picks: Tensor | list | None = None, threshold: float = 0.003, seed: int = 0
-) -> float:
+def grid_pointing_game(diseased: Tensor, healthy: Tensor, picks=None, threshold=0.003, seed=0) -> float:
     """Share of the elements above `threshold` that lie in the diseased quarter of 2x2 grids of evidence maps, summed
     over the grids without an undefined map; NaN if there is no such element (SoftCAM, after Böhle et al. 2021).
-
-    `diseased` (N, h, w), `healthy` (M, h, w): maps of the disease class; `picks` (N, 3): the healthy maps beside each
-    diseased one, by default drawn without repetition from `seed`.
-    """
+    `diseased` (N, h, w), `healthy` (M, h, w): of the disease class; `picks` (N, 3): the healthy maps beside each
+    diseased one, by default drawn without repetition."""
     diseased, healthy = check_maps("diseased", diseased), check_maps("healthy", healthy)
     n, m = len(diseased), len(healthy)
     check("healthy", healthy.shape[1:] == diseased.shape[1:], f"maps of {tuple(diseased.shape[1:])}", healthy)
     if picks is None:
-        check("healthy", m >= 3, "at least 3 maps to fill a 2x2 grid", m)
         picks = torch.rand(n, m, generator=torch.Generator().manual_seed(seed)).argsort(1)[:, :3]
     picks = torch.as_tensor(picks).to(healthy.device)
-    check("picks", picks.shape == (n, 3) and not picks.is_floating_point(), f"integers of shape ({n}, 3)", picks)
-    check("picks", ((picks >= 0) & (picks < m)).all(), f"values in 0..{m - 1}", picks.tolist())
+    check("picks", picks.shape == (n, 3), f"3 of the {m} healthy maps for each of {n}", picks)
     kept = ~(undefined(diseased) | undefined(healthy)[picks].any(1).to(diseased.device))
     inside = int((diseased > threshold)[kept].sum())
     beside = int((healthy > threshold).sum((1, 2))[picks[kept.to(picks.device)]].sum())

@@ -1,10 +1,6 @@
 """What a heatmap is like, whatever the annotation: sparse, consistent with the label, stable, equivariant, complete
-(formulas, ranges and sources: docs/metrics.md).
-
-Maps are (N, H, W), of any scale and sign; undefined values are NaN, as are all those of a map with a pixel that is not
-finite. `explain_fn` maps images (N, C, H, W) to maps (N, H, W), such as `lambda x: explain("saliency", model, x,
-targets)`; `maps` are those of `images`.
-"""
+(formulas, ranges and sources: docs/metrics.md). Maps are (N, H, W), of any scale and sign; `explain_fn` maps images
+(N, C, H, W) to maps, such as `lambda x: explain("saliency", model, x, targets)`; `maps` are those of `images`."""
 
 from collections import namedtuple
 from collections.abc import Callable
@@ -12,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lib.metrics.arguments import NAN, check, check_count, check_maps
+from lib.metrics.arguments import NAN, check, check_maps
 from lib.metrics.localisation import in_parts, mean_over_ties, negative_proportion, positive_proportion
 
 Consistency = namedtuple("Consistency", "positive negative")
@@ -34,9 +30,6 @@ def gini(maps: Tensor) -> Tensor:
 def local_to_global_consistency(maps: Tensor, diseased: Tensor) -> Consistency:
     """(positive (N,), negative (N,)) of evidence maps of the disease: `positive_proportion` where `diseased` (N,), NaN
     elsewhere, `negative_proportion` the other way round (SoftCAM, arXiv 2505.17748)."""
-    maps = check_maps("maps", maps)
-    good = diseased.shape == maps.shape[:1] and diseased.dtype == torch.bool
-    check("diseased", good, f"booleans of shape ({len(maps)},)", diseased)
     diseased = diseased.to(maps.device)
     return Consistency(positive_proportion(maps).where(diseased, NAN), negative_proportion(maps).where(~diseased, NAN))
 
@@ -45,14 +38,13 @@ def map_correlation(maps: Tensor, others: Tensor) -> Tensor:
     """(N,) in [-1, 1]: Spearman's rank correlation of map n of `maps` and of `others` over their pixels, equal values
     sharing their mean rank; NaN where one of the two is constant."""
     maps = check_maps("maps", maps)
-    return _correlation(maps, others, "others").clamp(-1, 1).to(maps.dtype)
+    return _correlation(maps, others).to(maps.dtype)
 
 
-def _correlation(maps: Tensor, others: Tensor, argument: str) -> Tensor:
-    """(N,) float64, up to rounding, which may take it beyond 1."""
-    check(argument, others.shape == maps.shape, f"maps of shape {tuple(maps.shape)}", others)
-    others = check_maps(argument, others).to(maps.device)
-    return in_parts(lambda a, b: (_standardised_ranks(a) * _standardised_ranks(b)).sum(1), maps, others)
+def _correlation(maps: Tensor, others: Tensor) -> Tensor:
+    check("others", others.shape == maps.shape, f"maps of shape {tuple(maps.shape)}", others)
+    others = check_maps("others", others).to(maps.device)
+    return in_parts(lambda a, b: (_standardised_ranks(a) * _standardised_ranks(b)).sum(1), maps, others).clamp(-1, 1)
 
 
 def _standardised_ranks(maps: Tensor) -> Tensor:
@@ -66,39 +58,27 @@ def _standardised_ranks(maps: Tensor) -> Tensor:
     return (centred / centred.norm(dim=1, keepdim=True)).masked_fill(constant, NAN)
 
 
-def stability(
-    explain_fn: Callable, images: Tensor, maps: Tensor, noise: float = 0.02, samples: int = 4, seed: int = 0
-) -> Tensor:
-    """(N,) in [-1, 1]: mean correlation of the map with those of `samples` slightly noisy copies of the image, NaN if
-    one is constant (after Alvarez-Melis & Jaakkola 2018).
-
-    Gaussian noise of standard deviation `noise`, in the units of `images`, not clipped, the same for every image.
-    """
-    maps = check_maps("maps", maps)
-    check_count("samples", samples)
-    check("noise", 0 <= noise < float("inf"), "a standard deviation of at least 0", noise)
-    generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(len(maps), dtype=torch.float64, device=maps.device)
+def stability(explain_fn: Callable, images: Tensor, maps: Tensor, noise=0.02, samples=4, seed=0) -> Tensor:
+    """(N,) in [-1, 1]: mean `map_correlation` with the maps of `samples` copies of the image with Gaussian noise, NaN
+    if one is constant (after Alvarez-Melis & Jaakkola 2018). `noise`: standard deviation, in the units of `images`, not
+    clipped, the same noise for every image."""
+    maps, total, generator = check_maps("maps", maps), 0, torch.Generator().manual_seed(seed)
     for _ in range(samples):
         added = noise * torch.randn(images.shape[1:], generator=generator)
-        total += _correlation(maps, explain_fn(images + added.to(images)), "explain_fn")
-    return (total / samples).clamp(-1, 1).to(maps.dtype)
+        total += _correlation(maps, explain_fn(images + added.to(images)))
+    return (total / samples).to(maps.dtype)
 
 
 def flip_equivariance(explain_fn: Callable, images: Tensor, maps: Tensor) -> Tensor:
-    """(N,) in [-1, 1]: correlation of flip(map(x)) and map(flip(x)), 1 if the map moves with the image, NaN if one is
-    constant. The flip is horizontal: left and right change places."""
-    maps = check_maps("maps", maps)
-    return _correlation(maps.flip(-1), explain_fn(images.flip(-1)), "explain_fn").clamp(-1, 1).to(maps.dtype)
+    """(N,) in [-1, 1]: `map_correlation` of flip(map(x)) and map(flip(x)), left and right changing places: 1 if the map
+    moves with the image."""
+    return map_correlation(maps.flip(-1), explain_fn(images.flip(-1)))
 
 
 def completeness(maps: Tensor, values: Tensor) -> Tensor:
-    """(N,) at least 0, lower is better: |sum(map) - value|, how far the map is from accounting for the whole output.
-
-    Of Integrated Gradients the values (N,) are f(x) - f(x0), x0 the baseline (Sundararajan et al. 2017); of SoftCAM's
-    evidence of a class, at its own resolution (N, h, w) and divided by h w, the logit.
-    """
+    """(N,) at least 0, lower is better: |sum(map) - value|, how far the map is from accounting for the whole output. Of
+    Integrated Gradients the values (N,) are f(x) - f(x0), x0 the baseline (Sundararajan et al. 2017); of SoftCAM's
+    evidence of a class, at its own resolution (N, h, w) and divided by h w, the logit."""
     maps = check_maps("maps", maps)
-    good = values.shape == maps.shape[:1] and values.is_floating_point()
-    check("values", good, f"floats of shape ({len(maps)},)", values)
+    check("values", values.shape == maps.shape[:1], f"shape ({len(maps)},)", values)
     return (maps.double().sum((1, 2)) - values.to(maps.device).double()).abs().to(maps.dtype)

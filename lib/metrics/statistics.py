@@ -1,18 +1,16 @@
 """Bootstrap intervals over images, or over groups of them (patients)."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections import namedtuple
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from lib.metrics.arguments import check
 
-class Interval(NamedTuple):
-    low: float
-    point: float
-    high: float
+Interval = namedtuple("Interval", "low point high")
 
 
 def draws(units: int, resamples: int, seed: int = 0) -> Tensor:
@@ -22,30 +20,19 @@ def draws(units: int, resamples: int, seed: int = 0) -> Tensor:
 
 
 def bootstrap_ci(
-    values: Tensor,
-    groups: Sequence | None = None,
-    statistic: Callable[[Tensor], Tensor | float] = torch.mean,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    values: Tensor, groups: Sequence | None = None, statistic=torch.mean, level=0.95, resamples=2000, seed=0
 ) -> Interval:
-    """Percentile bootstrap interval of `statistic(values)`: (low, point, high).
+    """Percentile bootstrap interval of `statistic(values)`: (low, point, high) (Efron & Tibshirani 1993, ch. 13).
 
-    `values` (N,) or (N, d), one row per image; rows with a NaN are left out. Whole groups are drawn with replacement
-    where `groups` (N names; None, NaN or empty: a group by itself) are given, else rows; resamples in which the
-    statistic is NaN are left out. With fewer than two groups low and high are NaN, without values all three.
-    Raises ValueError for wrong shapes or a level outside (0, 1) (Efron & Tibshirani 1993, ch. 13).
+    `values` (N,) or (N, d), a row per image; rows with a NaN are left out. Whole groups are drawn where `groups` (N
+    names; None, NaN or empty: a group by itself) are given, else rows; resamples in which the statistic is NaN are left
+    out. With fewer than two groups low and high are NaN, without values all three.
     """
     values = torch.as_tensor(values).double().cpu()
     names = pd.Series(range(len(values)) if groups is None else list(groups), dtype=object)
-    if values.ndim not in (1, 2):
-        raise ValueError(f"values: expected shape (N,) or (N, d), got {tuple(values.shape)}")
-    if len(names) != len(values):
-        raise ValueError(f"groups: expected {len(values)} entries to match values, got {len(names)}")
-    if not 0 < level < 1:
-        raise ValueError(f"level: expected a value between 0 and 1, got {level}")
-    if resamples < 1:
-        raise ValueError(f"resamples: expected at least 1, got {resamples}")
+    check("values", values.ndim in (1, 2), "shape (N,) or (N, d)", values)
+    check("groups", len(names) == len(values), f"{len(values)} entries to match values", len(names))
+    check("level", 0 < level < 1, "a value between 0 and 1", level)
     kept = ~values.isnan().reshape(len(values), -1).any(1)
     values, names = values[kept], names[kept.numpy()]
     codes = pd.factorize(names.where(names != ""))[0]  # -1 without a name
@@ -57,7 +44,6 @@ def bootstrap_ci(
         if statistic is torch.mean:
             drawn = times @ values.reshape(len(values), -1).mean(1) / times.sum(1)
         else:
-            repeated = (values.repeat_interleave(row.long(), 0) for row in times)
-            drawn = torch.tensor([float(statistic(rows)) for rows in repeated]).double()
+            drawn = torch.tensor([float(statistic(values.repeat_interleave(row.long(), 0))) for row in times]).double()
         low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2]).tolist()
     return Interval(low, point, high)

@@ -1,9 +1,4 @@
-"""The classifiers: torchvision's networks without in-place operations, and two small ones.
-
-Each class changes only the forward pass of a torchvision class: names and initial values of weights stay
-torchvision's. An explanation `z` may gate the features (Rio-Torto et al. 2020, section 3). `last_features` is the layer
-of CAM methods: its output (N, C, h, w) goes, gated or not, into the pooling.
-"""
+"""The classifiers: torchvision's networks, their forward passes without in-place operations, and two small ones."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -11,17 +6,15 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
-from torchvision.models import densenet, efficientnet, inception, resnet, vgg
-from torchvision.models.googlenet import BasicConv2d as GoogLeNetConv
+from torchvision.models import densenet, efficientnet, resnet, vgg
 
-from lib.models.weights import grey_kernel, load_weights, read_weights, stem_and_head
+from lib.models.weights import grey_kernel, load_weights, stem_and_head
 
-OWN = ("compact", "vgg-gated")
 ARCHITECTURES = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2",
     "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "vgg11", "vgg13", "vgg16", "vgg19",
     "densenet121", "densenet161", "densenet169", "densenet201",
-    "efficientnet_v2_s", "efficientnet_v2_m", "efficientnet_v2_l", *OWN,
+    "efficientnet_v2_s", "efficientnet_v2_m", "efficientnet_v2_l", "compact", "vgg-gated",
 )  # fmt: skip
 
 
@@ -36,7 +29,8 @@ def gate(features: Tensor, z: Tensor | None) -> Tensor:
 
 
 class Gated(nn.Module):
-    """A classifier x (N, C, H, W) in, logits (N, K) out, whose features an explanation z (N, 1, H, W) may gate."""
+    """Images (N, C, H, W) in, logits (N, K) out; an explanation z (N, 1, H, W) may gate the features (Rio-Torto et al.
+    2020, section 3). The output (N, C, h, w) of `last_features` goes, gated or not, into the pooling."""
 
     before, after = (), nn.Module  # kinds of stages before and after which it is gated
     last_features = property(lambda self: self.features[-1])
@@ -60,28 +54,21 @@ class Gated(nn.Module):
 
 
 class Residual(nn.Module):
-    """conv-bn-relu-conv-bn (BasicBlock) or conv-bn-relu-conv-bn-relu-conv-bn (Bottleneck), shortcut, relu."""
+    """ResNet's blocks, BasicBlock and Bottleneck: one ReLU module per activation, as attribution hooks need it."""
+
+    relus = property(lambda self: ("relu1", "relu2") if hasattr(self, "conv3") else ("relu1",))
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
         out = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
         if hasattr(self, "conv3"):
             out = self.bn3(self.conv3(self.relu2(out)))
-        return self.relu(out + shortcut)
-
-
-class BasicBlock(Residual, resnet.BasicBlock):
-    relus = ("relu1",)
-
-
-class Bottleneck(Residual, resnet.Bottleneck):
-    relus = ("relu1", "relu2")
+        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
 class ResNet(Gated, resnet.ResNet):
     """ResNet, ResNeXt, Wide ResNet: gated after the stem and after every residual block."""
 
-    last_features = property(lambda self: self.layer4[-1])
+    last_features = property(lambda self: [*self.layer1, *self.layer2, *self.layer3, *self.layer4][-1])
 
     def logits(self, x: Tensor, z: Tensor | None) -> Tensor:
         x = gate(self.maxpool(self.relu(self.bn1(self.conv1(x)))), z)
@@ -93,19 +80,16 @@ class ResNet(Gated, resnet.ResNet):
 class Compact(ResNet):
     """A ResNet of two stages of two BasicBlocks: 3x3 stem of stride 2, no max pooling; output stride 4."""
 
-    last_features = property(lambda self: self.layer2[-1])
-
-    def __init__(self, num_classes: int, in_channels: int = 3, width: int = 32) -> None:
+    def __init__(self, num_classes: int, in_channels: int, width: int) -> None:
         nn.Module.__init__(self)  # torchvision's constructor would build four stages
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride=2, padding=1, bias=False)
         self.bn1, self.relu, self.maxpool = nn.BatchNorm2d(width), nn.ReLU(), nn.Identity()
-        shortcut = nn.Sequential(nn.Conv2d(width, 2 * width, 1, stride=2, bias=False), nn.BatchNorm2d(2 * width))
-        self.layer1 = nn.Sequential(*(resnet.BasicBlock(width, width) for _ in range(2)))
-        self.layer2 = nn.Sequential(
-            resnet.BasicBlock(width, 2 * width, stride=2, downsample=shortcut), resnet.BasicBlock(2 * width, 2 * width)
-        )
+        block, wide = resnet.BasicBlock, 2 * width
+        shortcut = nn.Sequential(nn.Conv2d(width, wide, 1, stride=2, bias=False), nn.BatchNorm2d(wide))
+        self.layer1 = nn.Sequential(block(width, width), block(width, width))
+        self.layer2 = nn.Sequential(block(width, wide, stride=2, downsample=shortcut), block(wide, wide))
         self.layer3, self.layer4 = nn.Sequential(), nn.Sequential()
-        self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(2 * width, num_classes)
+        self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(wide, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -139,30 +123,18 @@ class InvertedResidual(nn.Module):
         return self.stochastic_depth(self.block(x)) + x if self.use_res_connect else self.block(x)
 
 
-class InceptionConv(nn.Module):
-    """The unit of GoogLeNet and Inception v3, its ReLU a module."""
-
-    relus = ("relu",)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.bn(self.conv(x)))
-
-
 class PaperVGG(Gated):
     """The VGG of the Explainer-Classifier paper: four stages of two convolutions, gated before each max pooling, global
     max pooling, two sigmoid layers of 128 with dropout 0.3. FC weights Xavier-uniform, biases 0."""
 
     last_features = property(lambda self: self.stages[-1])
 
-    def __init__(self, num_classes: int, in_channels: int = 3) -> None:
+    def __init__(self, num_classes: int, in_channels: int) -> None:
         super().__init__()
         self.stages = nn.ModuleList(double_conv(i, o) for i, o in pairwise((in_channels, 32, 64, 128, 256)))
         self.pools = nn.ModuleList(nn.MaxPool2d(2) for _ in self.stages)
-        self.dense = nn.Sequential(
-            *(nn.Linear(256, 128), nn.Sigmoid(), nn.Dropout(0.3)),
-            *(nn.Linear(128, 128), nn.Sigmoid(), nn.Dropout(0.3)),
-            nn.Linear(128, num_classes),
-        )
+        hidden = (layer for i in (256, 128) for layer in (nn.Linear(i, 128), nn.Sigmoid(), nn.Dropout(0.3)))
+        self.dense = nn.Sequential(*hidden, nn.Linear(128, num_classes))
         for layer in self.dense[::3]:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -180,9 +152,9 @@ def double_conv(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 OUT_OF_PLACE = {
-    **{own.__bases__[-1]: own for own in (BasicBlock, Bottleneck, ResNet, VGG, DenseNet, EfficientNet)},
+    **{own.__bases__[-1]: own for own in (ResNet, VGG, DenseNet, EfficientNet)},
+    **{base: type(base.__name__, (Residual, base), {}) for base in (resnet.BasicBlock, resnet.Bottleneck)},
     **dict.fromkeys((efficientnet.MBConv, efficientnet.FusedMBConv), InvertedResidual),
-    **dict.fromkeys((GoogLeNetConv, inception.BasicConv2d), InceptionConv),
 }
 
 
@@ -193,7 +165,7 @@ def out_of_place(model: nn.Module) -> nn.Module:
             module.inplace = False
         if type(module) in OUT_OF_PLACE:
             module.__class__ = OUT_OF_PLACE[type(module)]
-            for name in getattr(module, "relus", ()):  # one ReLU module per activation: attribution hooks need it
+            for name in getattr(module, "relus", ()):
                 setattr(module, name, nn.ReLU())
     return model
 
@@ -203,20 +175,15 @@ def blackbox(
 ) -> nn.Module:
     """A classifier, images (N, in_channels, H, W) in, logits (N, num_classes) out.
 
-    architecture: one of `ARCHITECTURES`; `width`: channels of `compact`, in its first stage.
-    weights: None (random), "imagenet" (torchvision's default), a name of torchvision's as `IMAGENET1K_V2`, or the path
-        of a `.pth` or `.safetensors` file by torchvision's tensor names. A last layer for another number of classes is
-        left out; all else must fit.
+    architecture: one of `ARCHITECTURES`; width: channels of `compact`, in its first stage.
+    weights: None (random), "imagenet", a name of torchvision's as `IMAGENET1K_V2`, or the path of a `.pth` or
+        `.safetensors` file; a last layer for another number of classes is left out, all else must fit.
     in_channels: other than 3, each kernel of the first layer becomes the sum of its RGB kernels divided by in_channels:
         the same network on a grey image that is repeated in all channels.
-    Raises ValueError for an unknown architecture or weights that are damaged or do not fit, FileNotFoundError,
-    RuntimeError if torchvision's weights are neither cached nor can be downloaded.
+    Raises ValueError, FileNotFoundError, or RuntimeError where torchvision's weights cannot be downloaded.
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
-    for name, value in (("num_classes", num_classes), ("in_channels", in_channels), ("width", width)):
-        if value < 1:
-            raise ValueError(f"{name}: expected a positive integer, got {value}")
     if architecture == "compact":
         model = out_of_place(Compact(num_classes, in_channels, width))
     elif architecture == "vgg-gated":
@@ -227,5 +194,5 @@ def blackbox(
         if in_channels != stem.in_channels:
             stem.in_channels, stem.weight = in_channels, nn.Parameter(grey_kernel(stem.weight.detach(), in_channels))
     if weights is not None:
-        load_weights(model, read_weights(architecture, weights), f"weights={str(weights)!r} for {architecture}")
+        load_weights(model, architecture, weights)
     return model

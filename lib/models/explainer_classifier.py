@@ -14,27 +14,24 @@ from lib.models.backbones import Gated, blackbox, double_conv
 class Explainer(nn.Module):
     """U-Net from images (N, C, H, W) to a heatmap z (N, 1, H, W) in [0, 1]: `z = relu(tanh(bn(conv1x1(decoder))))`.
 
-    A level is conv-relu-conv-relu, then max pooling 2; on the way up, a transposed convolution 2x2 of stride 2, plus
-    the encoder's output of that level, then conv-relu-conv-relu.
-    channels: of the levels, from the image inwards. init_bias: of the batch normalisation; above 1, z is nearly white
-    at first (tanh 3 = 0.995). Weights start He-normal, since torch's smaller default lets the signal of the deep levels
-    fade, the last convolution small, so that the untrained z is even.
+    channels: of the levels, from the image inwards; on the way up, each adds the encoder's output. init_bias: of the
+    batch normalisation; above 1, z is nearly white at first (tanh 3 = 0.995). Weights start He-normal, since torch's
+    smaller default lets the deep levels' signal fade, the last convolution small, so that the untrained z is even.
     Raises ValueError for sides that are no multiples of 2 ** len(channels).
     """
 
     def __init__(self, in_channels: int = 3, channels: tuple[int, ...] = (32, 64, 128), init_bias: float = 3.0) -> None:
         super().__init__()
-        outwards = channels[::-1]
         self.encoder = nn.ModuleList(double_conv(i, o) for i, o in pairwise((in_channels, *channels)))
         self.pool = nn.MaxPool2d(2)
-        between = pairwise((channels[-1], *outwards))
-        self.upsample = nn.ModuleList(nn.ConvTranspose2d(i, o, 2, stride=2) for i, o in between)
-        self.decoder = nn.ModuleList(double_conv(width, width) for width in outwards)
+        outwards = (channels[-1], *channels[::-1])
+        self.upsample = nn.ModuleList(nn.ConvTranspose2d(i, o, 2, stride=2) for i, o in pairwise(outwards))
+        self.decoder = nn.ModuleList(double_conv(width, width) for width in outwards[1:])
         self.project, self.bn = nn.Conv2d(channels[0], 1, 1), nn.BatchNorm2d(1)
         nn.init.constant_(self.bn.bias, init_bias)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):  # std by the inputs of an output pixel
-                taps = 1 if isinstance(module, nn.ConvTranspose2d) else module.weight[0, 0].numel()
+                taps = module.weight[0, 0].numel() // module.stride[0] ** 2
                 nn.init.normal_(module.weight, std=(2 / (module.in_channels * taps)) ** 0.5)
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.project.weight, std=0.002)
@@ -72,15 +69,10 @@ class ExplainerClassifier(nn.Module):
 
 
 def explainer_classifier(
-    architecture: str,
-    num_classes: int,
-    weights: str | Path | None = None,
-    init_bias: float = 3.0,
-    in_channels: int = 3,
-    width: int = 32,
-    channels: tuple[int, ...] = (32, 64, 128),
+    architecture: str, num_classes: int, weights: str | Path | None = None, init_bias: float = 3.0, **given
 ) -> ExplainerClassifier:
-    """An Explainer of `channels` with the classifier that `blackbox` builds from the same arguments and seed; published
-    were the ResNets and `vgg-gated`. Raises what `blackbox` raises."""
-    classifier = blackbox(architecture, num_classes, weights, in_channels, width)
-    return ExplainerClassifier(Explainer(in_channels, channels, init_bias), classifier)
+    """An Explainer with the classifier that `blackbox` builds from the same arguments and seed. given: in_channels and
+    width of the classifier, channels of the Explainer."""
+    channels = given.pop("channels", (32, 64, 128))
+    classifier = blackbox(architecture, num_classes, weights, **given)
+    return ExplainerClassifier(Explainer(given.get("in_channels", 3), channels, init_bias), classifier)

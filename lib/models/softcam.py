@@ -19,10 +19,8 @@ class SoftCAMOutput(NamedTuple):
 
 
 class SoftCAM(nn.Module):
-    """`evidence = conv1x1(head(features(x)))`, `logits = mean over (h, w) of evidence`; section 3.1 of the paper.
-
-    features: images (N, C, H, W) -> (N, D, h, w); head: what the family puts before `evidence`, the 1x1 convolution.
-    """
+    """`evidence = conv1x1(head(features(x)))`, `logits = mean over (h, w) of evidence` (section 3.1); head: what the
+    family puts before the 1x1 convolution `evidence`."""
 
     last_features = property(lambda self: self.head)
 
@@ -35,41 +33,35 @@ class SoftCAM(nn.Module):
         return SoftCAMOutput(evidence.mean((2, 3)), evidence)
 
 
-HEADS = {  # what a family puts before the evidence layer; VGG its fully connected layers, made convolutional
-    VGG: lambda: nn.Sequential(
-        nn.Conv2d(512, 4096, 1), nn.ReLU(), nn.Dropout(), nn.Conv2d(4096, 4096, 1), nn.ReLU(), nn.Dropout()
-    ),
-    EfficientNet: lambda: nn.Dropout(0.3),
-}
+def head_of(model: nn.Module) -> nn.Module:
+    """What stands before a new evidence layer: in a VGG its fully connected layers, made convolutional."""
+    if isinstance(model, VGG):
+        first, second = nn.Conv2d(512, 4096, 1), nn.Conv2d(4096, 4096, 1)
+        return nn.Sequential(first, nn.ReLU(), nn.Dropout(), second, nn.ReLU(), nn.Dropout())
+    return nn.Dropout(0.3) if isinstance(model, EfficientNet) else nn.Identity()
 
 
 def softcam(
-    architecture: str,
-    num_classes: int,
-    weights: str | Path | None = None,
-    output_stride: int | None = None,
-    in_channels: int = 3,
-    width: int = 32,
+    architecture: str, num_classes: int, weights: str | Path | None = None, output_stride: int | None = None, **given
 ) -> SoftCAM:
-    """A SoftCAM with a new evidence layer on the features that `blackbox` builds from the same arguments and seed.
-
-    DenseNet's final ReLU is left out, as in the reference code.
+    """A SoftCAM with a new evidence layer on the features of `blackbox`, which takes `given` (in_channels, width) too.
     output_stride: image pixels per evidence pixel and side, for ResNets 32 (their own), 16 or 8, by dilation.
-    Raises ValueError for an architecture that `blackbox` does not know or whose output stride cannot be chosen.
     """
     if architecture == "vgg-gated":
         raise ValueError("architecture: 'vgg-gated' ends in a global maximum, which no evidence map can replace")
-    model = blackbox(architecture, num_classes, weights, in_channels, width)
+    model = blackbox(architecture, num_classes, weights, **given)
     if output_stride is not None:
-        set_output_stride(model, output_stride, architecture)
+        if type(model) is not ResNet or output_stride not in (8, 16, 32):
+            raise ValueError(f"output_stride: expected 8, 16 or 32 of a ResNet, got {output_stride} of {architecture}")
+        set_output_stride(model, output_stride)
     features, _, linear = parts(model)
-    return SoftCAM(features, HEADS.get(type(model), nn.Identity)(), nn.Conv2d(linear.in_features, num_classes, 1))
+    return SoftCAM(features, head_of(model), nn.Conv2d(linear.in_features, num_classes, 1))
 
 
 def to_softcam(blackbox: nn.Module) -> SoftCAM:
-    """TTE-CAM (arXiv 2603.26885): a trained black box as a SoftCAM with the same logits, without training.
+    """TTE-CAM (arXiv 2603.26885): a trained black box as a SoftCAM with the same logits, without training: mean and
+    linear map commute. A DenseNet keeps its final ReLU, which `softcam` leaves out as the reference code does.
 
-    Copies of the last linear layer's weights and bias fill the evidence layer: mean and linear map commute.
     blackbox: features, average pooling over all positions, dropout or none, one linear layer (most of torchvision's).
     Raises ValueError unless the (finite) logits are the same on a random image, computed in float64.
     """
@@ -78,9 +70,8 @@ def to_softcam(blackbox: nn.Module) -> SoftCAM:
         features, head, linear = parts(model)
         if any(list(layer.parameters()) for layer in head):
             raise ValueError("weights between pooling and the last layer")
-        evidence = nn.Conv2d(linear.in_features, linear.out_features, 1, bias=linear.bias is not None)
-        state = linear.state_dict()
-        evidence.to(linear.weight).load_state_dict(state | {"weight": state["weight"][:, :, None, None]})
+        evidence = nn.Conv2d(linear.in_features, linear.out_features, 1)
+        evidence.weight, evidence.bias = nn.Parameter(linear.weight.detach()[:, :, None, None]), linear.bias
         twin = SoftCAM(features, head[0] if len(head) == 1 else nn.Sequential(*head), evidence)
         channels = model.get_submodule(stem_and_head(model)[0]).in_channels
         image = torch.rand(1, channels, 80, 112, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -102,25 +93,22 @@ def parts(model: nn.Module) -> tuple[nn.Module, list[nn.Module], nn.Linear]:
     """The features, what stands between their pooling and the last linear layer, and that layer."""
     children = {name: child for name, child in model.named_children() if "aux" not in name.lower()}
     last = stem_and_head(model)[1].partition(".")[0]
-    names = list(children)[: list(children).index(last)]
-    pooling = next((i for i, name in enumerate(names) if isinstance(children[name], nn.AdaptiveAvgPool2d)), len(names))
-    features = nn.Sequential(OrderedDict((name, children[name]) for name in names[:pooling]))
+    pooling = next(name for name in children if name == last or isinstance(children[name], nn.AdaptiveAvgPool2d))
+    start, stop = (list(children).index(name) for name in (pooling, last))
+    features = nn.Sequential(OrderedDict(list(children.items())[:start]))
     features = features[0] if len(features) == 1 else features
     if getattr(model, "transform_input", False):  # from ImageNet's mean and deviation to 0.5 and 0.5
         scale = Normalize((0.015 / 0.229, 0.044 / 0.224, 0.094 / 0.225), (0.5 / 0.229, 0.5 / 0.224, 0.5 / 0.225))
         features = nn.Sequential(scale, features)
-    layers = [children[name] for name in names[pooling + 1 :]] + ([model.relu] if isinstance(model, DenseNet) else [])
-    layers += children[last] if isinstance(children[last], nn.Sequential) else [children[last]]
-    *head, linear = (layer for layer in layers if not isinstance(layer, nn.Flatten))
+    layers = [model.relu] if isinstance(model, DenseNet) else []
+    for child in list(children.values())[start : stop + 1]:
+        layers += child if isinstance(child, nn.Sequential) else [child]
+    *head, linear = (layer for layer in layers if not isinstance(layer, nn.Flatten | nn.AdaptiveAvgPool2d))
     return features, head, linear
 
 
-def set_output_stride(model: nn.Module, output_stride: int, architecture: str) -> None:
+def set_output_stride(model: ResNet, output_stride: int) -> None:
     """Trades stride for dilation in the last stages: the coarser map is every second pixel of the finer one."""
-    if type(model) is not ResNet:
-        raise ValueError(f"output_stride: selectable for ResNets only, got {output_stride} for {architecture!r}")
-    if output_stride not in (8, 16, 32):
-        raise ValueError(f"output_stride: expected 8, 16 or 32, got {output_stride}")
     before = 1
     for stage, stride in ((model.layer3, 16), (model.layer4, 32)):
         dilation = max(1, stride // output_stride)

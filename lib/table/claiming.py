@@ -30,10 +30,8 @@ def read_claims(path: str | Path = CLAIMS) -> list[dict[str, Any]]:
         for what, (needed, more) in {"": CLAIM, "a": VALUES, "b": VALUES}.items():
             given = set(entry[what] if what else entry)
             if wrong := sorted((needed - given) | (given - needed - more)):
-                said = (
-                    f"expected {', '.join(sorted(needed))} and perhaps {', '.join(sorted(more))}, got {sorted(given)}"
-                )
-                raise ValueError(f"{path}: entry {i}: {what} {wrong[0]}: {said}")
+                said = f"expected {', '.join(sorted(needed))} and perhaps {', '.join(sorted(more))}"
+                raise ValueError(f"{path}: entry {i}: {what} {wrong[0]}: {said}, got {sorted(given)}")
     return entries
 
 
@@ -50,12 +48,9 @@ def values(
 
 def tested(table: pd.DataFrame, claim: dict[str, Any]) -> dict[str, Any] | None:
     """A claim's difference on one data set, with interval and verdict; None where the runs lack a or b."""
-    sign, margin, methods = claim.get("sign", 1), claim.get("margin", 0.0), claim["b"]["method"]
-    a = sign * values(table, **claim["a"])
-    others = {
-        m: sign * values(table, **{**claim["b"], "method": m})
-        for m in ([methods] if isinstance(methods, str) else methods)
-    }
+    sign, margin = claim.get("sign", 1), claim.get("margin", 0.0)
+    a, methods = sign * values(table, **claim["a"]), pd.Series(claim["b"]["method"])  # one, or several
+    others = {method: sign * values(table, **claim["b"] | {"method": method}) for method in methods}
     others = {method: b for method, b in others.items() if b.notna().any(axis=None)}
     if a.empty or not others:
         return None
@@ -77,13 +72,10 @@ def tested(table: pd.DataFrame, claim: dict[str, Any]) -> dict[str, Any] | None:
 def claims(table: pd.DataFrame, path: str | Path = CLAIMS) -> pd.DataFrame:
     """A row per claim and data set where it can be tested: claim, dataset, against, difference (times the claim's
     sign), low, high, used (images), verdict; of the `main` rows."""
-    parts = list(table[table["main"]].groupby("dataset", observed=True, sort=False))
-    found = [
-        {"claim": c["name"], "dataset": d, **t}
-        for c in read_claims(path)
-        for d, part in parts
-        if (t := tested(part, c))
-    ]
+    parts = dict(list(table[table["main"]].groupby("dataset", observed=True, sort=False)))
+    pairs = [(claim, dataset) for claim in read_claims(path) for dataset in parts]
+    made = [({"claim": claim["name"], "dataset": dataset}, tested(parts[dataset], claim)) for claim, dataset in pairs]
+    found = [names | result for names, result in made if result]
     return pd.DataFrame(found, columns=["claim", "dataset", "against", "difference", "low", "high", "used", "verdict"])
 
 
@@ -92,10 +84,8 @@ def claims_table(found: pd.DataFrame, path: str | Path = CLAIMS) -> pd.DataFrame
     rows = []
     for claim in read_claims(path):
         own, several = found[found["claim"] == claim["name"]], not isinstance(claim["b"]["method"], str)
-        cells = [
-            f"{r.dataset} {r.difference:+.3f} [{r.low:+.3f}, {r.high:+.3f}]" + f" ({r.against})" * several
-            for r in own.itertuples()
-        ]
+        cells = [f"{r.dataset} {r.difference:+.3f} [{r.low:+.3f}, {r.high:+.3f}]" for r in own.itertuples()]
+        cells = [f"{cell} ({name})" if several else cell for cell, name in zip(cells, own["against"], strict=True)]
         kinds = own.groupby("verdict", sort=False)["dataset"].agg(", ".join)
         verdict = "; ".join(f"**{kind}**: {names}" for kind, names in kinds.items()) or "not tested"
         rows.append((claim["text"], claim["source"], claim["how"], "; ".join(cells), verdict))

@@ -39,7 +39,7 @@ WRONG = {
     "width": ({(0, "width"): "0"}, r"line 2, column width: '0': expected a whole number from 1"),
     "sha": ({(0, "sha256"): "abc"}, r"line 2, column sha256: 'abc': expected 64 hexadecimal digits"),
     "mask sha": ({(0, "mask_sha256"): "abc"}, "line 2, column mask_sha256: 'abc': expected 64 hexadecimal .*, or none"),
-    "empty": ({(0, "image"): ""}, r"line 2, column image: '': expected a path relative"),
+    "empty": ({(0, "image"): ""}, r"line 2, column image: '': expected a path inside"),
     "up": ({(2, "mask"): "../m.png"}, r"line 4, column mask: '../m.png': expected a path inside the data set's root"),
     "absolute": ({(2, "image"): "/m.png"}, r"line 4, column image: '/m.png': expected a path inside"),
     "boxes json": ({(2, "boxes"): "[[1"}, r"line 4, column boxes: '\[\[1': expected a JSON list of"),
@@ -48,7 +48,7 @@ WRONG = {
     "boxes out": ({(2, "boxes"): "[[60,0,5,5]]"}, r"line 4, column boxes: .* inside the image of 64 x 64 pixels"),
     "patient": (
         {(0, "patient"): "p", (6, "patient"): "p"},
-        r"line 8, column patient: 'p': in val, but in train on line 2",
+        r"line 8, column patient: 'p': in val, but already in train on line 2",
     ),
     "same image": (
         {(0, "sha256"): SHA, (9, "sha256"): SHA},
@@ -81,27 +81,23 @@ def test_all_problems_at_once_up_to_twenty(edit):
 
 def test_columns_missing_or_unknown(edit, own):
     table = pd.read_csv(own.with_suffix(".csv"), dtype=str)
-    table.assign(age="3").to_csv(own.with_suffix(".csv"), index=False)
-    with pytest.raises(ValueError, match=r"own\.csv: column 'age' is not known"):
+    table.assign(age="3").drop(columns="mask").to_csv(own.with_suffix(".csv"), index=False)
+    with pytest.raises(ValueError, match=r"own\.csv: columns missing or not known: age, mask; expected \['image', "):
         load_manifest(own)
-    with pytest.raises(ValueError, match=r"own\.csv: column 'mask' is missing"):
-        load_manifest(edit(drop=["age", "mask"]))
 
 
 @pytest.mark.parametrize(
     ("card", "message"),
     [
         ({"colour": "red"}, "colour\n.*Extra inputs are not permitted"),
-        ({"mean": [0.5]}, r"own.yaml: mean: expected 3 values \(channels\), got \[0.5\]"),
+        ({"mean": [0.5]}, r"own.yaml: mean, std: expected 3 values \(channels\), got \[0.5\]"),
         ({"std": [0.5, 0.5, 0.0]}, "std"),
         ({"mean": [0.5, float("nan"), 0.5]}, r"mean\.1\n.*finite number"),
-        ({"mean": [0.5, 0.5, float("inf")]}, r"mean\.2\n.*finite number"),
-        ({"std": [float("nan"), 0.5, 0.5]}, r"std\.0\n.*finite number"),
         ({"std": [0.5, 0.5, float("inf")]}, r"std\.2\n.*finite number"),
         ({"mask_values": "half of it"}, r"mask_values\n.*'nonzero' or 'half'"),
         ({"annotation": "polygon"}, "annotation"),
         ({"counts": {"dev": 3}}, "counts"),
-        ({"generator": {}}, "generator: expected a seed, a whole number from 0, got None"),
+        ({"generator": {"seed": 1.5}}, "generator: expected a seed, a whole number from 0, got 1.5"),
     ],
 )
 def test_a_wrong_yaml_is_refused(edit, card, message):
@@ -111,7 +107,7 @@ def test_a_wrong_yaml_is_refused(edit, card, message):
 
 
 def test_unknown_names_and_splits_and_where_the_csv_may_lie(own):
-    with pytest.raises(FileNotFoundError, match=r"'retina'.*expected one of chest, digits, fundus, shapes"):
+    with pytest.raises(FileNotFoundError, match=r"'retina'.*expected one of chest, .*, rsna, shapes, or the path"):
         load_manifest("retina")
     with pytest.raises(ValueError, match=r"split: expected one of .* got 'dev'"):
         load_manifest(own, "dev")

@@ -84,13 +84,13 @@ def test_every_file_that_is_not_the_manifests_is_named(edit, own, root, drop):
     (root / masks[1]).write_text("no image")
     Image.new("L", (64, 64), 255).save(root / masks[2])
     expected = [
-        f"{images[0]}: pixels differ from the manifest .the image's ",
+        f"{images[0]}: pixels differ from the manifest: ",
         f"{images[1]}: size 64 x 32, the manifest says 64 x 64",
         f"{images[2]}: missing",
         f"{images[3]}: cannot be read: .*truncated",
         f"{masks[0]}: size 32 x 64, the manifest says 64 x 64",
         f"{masks[1]}: cannot be read: cannot identify image file",
-        *([] if drop else [f"{masks[2]}: pixels differ from the manifest .the mask's "]),
+        *([] if drop else [f"{masks[2]}: pixels differ from the manifest: "]),
     ]
     with pytest.raises(ValueError, match=f"{len(expected)} of the manifest's files") as error:
         verify(load_manifest(own))
@@ -143,7 +143,7 @@ def test_another_rule_for_masks_is_another_reading(edit, own, root, decoded):
     assert sorted(decoded) == sorted(root / path for path in ready(own)["mask"] if path)
 
 
-@pytest.mark.parametrize("content", ['{"half', "[]", '{"image images/train/00000.png": 3}', b"\xff\xfe"])
+@pytest.mark.parametrize("content", ['{"half', "[]", b"\xff\xfe"])
 def test_a_damaged_memory_is_none(own, root, decoded, content):
     ready(own)
     before = (root / MEMORY).read_text()

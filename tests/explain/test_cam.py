@@ -101,7 +101,6 @@ def test_scorecam_is_its_definition_in_loops(model):
     expected = rectified(maps, images)
     assert expected.max() > 0
     assert torch.allclose(run("scorecam", model, images, TARGETS), expected, atol=1e-7)
-    assert torch.allclose(run("scorecam", model, images, TARGETS, chunk=3), expected, atol=1e-7)
 
 
 def test_scorecam_is_undefined_where_no_channel_varies():
@@ -137,14 +136,6 @@ def test_smooth_gradcam_is_the_mean_over_its_noisy_copies(model):
     assert torch.allclose(other[0], found[0], atol=1e-6)
 
 
-def test_gradcam_and_layercam_of_a_black_box_are_equal_where_weights_are_positive():
-    """After average pooling, gradients are the same everywhere: Layer-CAM is Grad-CAM of the positive weights."""
-    model = Net()
-    with torch.no_grad():
-        model.fc.weight.abs_()
-    assert torch.allclose(run("layercam", model, IMAGES, TARGETS), run("gradcam", model, IMAGES, TARGETS), atol=1e-7)
-
-
 @pytest.mark.parametrize("method", ["gradcam", "smooth_gradcam", "gradcam_pp", "layercam", "scorecam"])
 def test_masked_and_noisy_images_keep_the_heatmap_of_the_image(method):
     """The classifier sees z of the clean image: the map is that of the classifier called with z."""
@@ -171,11 +162,10 @@ def test_a_layer_is_needed_where_the_last_features_are_not_known(method):
 
 def test_a_layer_must_run_and_give_a_feature_map():
     model = Net()
-    for method in ("gradcam", "lrp"):
-        with pytest.raises(ValueError, match="layer: expected a module that the model runs, got ReLU"):
-            explain(method, model, IMAGES, TARGETS, layer=torch.nn.ReLU())
-    with pytest.raises(ValueError, match=r"layer: expected a module with output \(N, C, h, w\), got Linear"):
-        explain("gradcam", model, IMAGES, TARGETS, layer=model.fc)
+    for method, layer in (("gradcam", torch.nn.ReLU()), ("lrp", torch.nn.ReLU()), ("gradcam", model.fc)):
+        said = rf"layer: expected one that runs and puts out \(N, C, h, w\), got {type(layer).__name__}"
+        with pytest.raises(ValueError, match=said):
+            explain(method, model, IMAGES, TARGETS, layer=layer)
 
 
 def test_any_layer_can_be_chosen():

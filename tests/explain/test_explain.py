@@ -102,9 +102,11 @@ X, T = torch.zeros(2, 3, 12, 10), torch.tensor([0, 1])
         ("saliency", Net(), X, T[:1], {}, ValueError, r"targets: expected class indices of shape \(2,\)"),
         ("saliency", Net(), X, T - 1, {}, ValueError, r"targets: expected class indices of shape \(2,\)"),
         ("saliency", Net(), X, T + 2, {}, ValueError, r"targets: expected values in 0\.\.2, got 3"),
-        ("evidence", Net(evidence=True), X, T + 2, {}, ValueError, r"targets: expected values in 0\.\.2, got 3"),
-        ("saliency", Net(), X, T, {"batch_size": 0}, ValueError, "batch_size: expected at least 1, got 0"),
-        ("saliency", Net(), X, T, {"step": 3}, TypeError, r"saliency: expected options among \[\], got \['step'\]"),
+        *(
+            (method, model, X, T + 2, {}, ValueError, r"targets: expected values in 0\.\.2, got 3")
+            for method, model in (("evidence", Net(evidence=True)), ("tte_cam", models.blackbox("compact", 3, width=4)))
+        ),
+        ("saliency", Net(), X, T, {"step": 3}, TypeError, r"saliency\(\) got an unexpected keyword argument 'step'"),
     ],
 )
 def test_errors(method, model, images, targets, more, error, message):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny_models import Net, gradient, run, vgg
+from tiny_models import Net, run, vgg
 from torch import nn
 
 from lib import models
@@ -31,38 +31,23 @@ def target_logits(model, images, targets):
 KINDS = [models.blackbox, models.softcam, models.explainer_classifier]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_relevance_is_conserved(kind):
-    model, images = unbiased(kind("compact", 3, width=8)), torch.rand(4, 3, 32, 32) - 0.3
-    targets = torch.tensor([0, 1, 2, 1])
-    maps = explain("lrp", model, images, targets)
-    assert maps.sum((1, 2)).tolist() == pytest.approx(target_logits(model, images, targets).tolist(), rel=0.02)
-
-
 @pytest.mark.parametrize(
     ("kind", "architecture"),
     [
-        *((kind, name) for kind in KINDS for name in ("resnet18", "densenet121")),
+        *((kind, name) for kind in KINDS for name in ("compact", "resnet18", "densenet121")),
         (models.blackbox, "resnext50_32x4d"),
         (models.explainer_classifier, "wide_resnet50_2"),
         *((vgg, kind) for kind in ("blackbox", "softcam", "explainer_classifier")),
     ],
 )
 def test_relevance_is_conserved_in_every_family(kind, architecture):
-    model = unbiased(kind(architecture, 2), noise=architecture in ("resnet18", "densenet121"))
+    model = unbiased(kind(architecture, 2), noise=architecture in ("compact", "resnet18", "densenet121"))
     images, targets = torch.rand(1, 3, 32, 32) - 0.3, torch.tensor([1])
     maps, logit = explain("lrp", model, images, targets), target_logits(model, images, targets)
     assert maps.sum().item() == pytest.approx(logit.item(), rel=0.02) and maps.abs().max() > 0
 
 
-def test_biases_take_relevance_where_they_are_let():
-    model, images, targets = unbiased(models.blackbox("compact", 3, width=8)), torch.rand(1, 3, 32, 32), TARGETS[:1]
-    without, taken = (explain("lrp", model, images, targets, bias=bias).sum().abs() for bias in (False, True))
-    assert taken < 0.99 * without
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_the_rule_in_plain_loops(bias):
+def test_the_rule_in_plain_loops():
     """conv - bn - relu - conv - relu - mean - fc: every sum of the rule written out in float64."""
     model = Net().double().eval()
     model.bn.running_mean.normal_()
@@ -73,7 +58,7 @@ def test_the_rule_in_plain_loops(bias):
     b1 = (model.conv1.bias.detach() - model.bn.running_mean) * scale + model.bn.bias.detach()
     w2, b2, v = model.conv2.weight.detach(), model.conv2.bias.detach(), model.fc.weight.detach()
 
-    def back(x, w, b, relevance, stride):
+    def back(x, w, relevance, stride):
         """R_i = sum_j (x_i w_ij)^+ / sum_i (x_i w_ij)^+ R_j for a 3x3 convolution with padding 1."""
         shared = torch.zeros_like(x)
         for o, i, j in torch.cartesian_prod(*(torch.arange(n) for n in relevance.shape)).tolist():
@@ -83,7 +68,7 @@ def test_the_rule_in_plain_loops(bias):
                 if 0 <= i * stride + di - 1 < x.shape[1] and 0 <= j * stride + dj - 1 < x.shape[2]
             ]  # fmt: skip
             parts = [max((x[c, k, m] * w[o][tap]).item(), 0.0) for c, k, m, tap in taps]
-            total = sum(parts) + (max(b[o].item(), 0.0) if bias else 0.0)
+            total = sum(parts)
             for (c, k, m, _), part in zip(taps, parts, strict=True):
                 shared[c, k, m] += part / total * relevance[o, i, j] if total else 0.0
         return shared
@@ -93,8 +78,8 @@ def test_the_rule_in_plain_loops(bias):
         a = F_conv(image, w1, b1, 1).relu()
         f = F_conv(a, w2, b2, 2).relu()
         at_f = f * v[target][:, None, None] / f[0].numel()
-        expected.append(back(image, w1, b1, back(a, w2, b2, at_f, 2), 1).sum(0))
-    found = run("lrp", model, images, TARGETS, bias=bias)
+        expected.append(back(image, w1, back(a, w2, at_f, 2), 1).sum(0))
+    found = run("lrp", model, images, TARGETS)
     assert found.abs().max() > 0
     assert torch.allclose(found.double(), torch.stack(expected), atol=1e-6, rtol=1e-4)
 
@@ -142,13 +127,6 @@ def test_all_shares_have_the_sign_of_what_they_share():
 def test_a_black_image_is_finite():
     maps = explain("lrp", models.blackbox("compact", 2, width=8), torch.zeros(1, 3, 32, 32), torch.tensor([0]))
     assert torch.equal(maps, torch.zeros(1, 32, 32))
-
-
-def test_input_times_gradient_is_something_else():
-    model = models.blackbox("compact", 2, width=8).eval()
-    images, targets = torch.rand(1, 3, 32, 32), torch.tensor([0])
-    product = (images * gradient(lambda x: model(x)[0, 0], images)).sum(1)
-    assert not torch.allclose(explain("lrp", model, images, targets), product, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,12 @@
 """Models small enough to explain by hand."""
 
-import inspect
 from types import SimpleNamespace
 
 import torch
 from torch import nn
 from torchvision.models import vgg11
 
-from lib.explain import METHODS, explain
+from lib.explain import explain
 from lib.models import Explainer, ExplainerClassifier, SoftCAM
 from lib.models.backbones import out_of_place
 
@@ -79,8 +78,7 @@ def vgg(kind="blackbox", classes=2, make=vgg11):
 def run(method, model, images, targets, **more):
     """`explain`, with the layer of CAM methods and LRP where the model is a Net."""
     inner = getattr(model, "classifier", model)
-    if isinstance(inner, Net) and "layer" in inspect.signature(METHODS[method].function).parameters:
-        more = {"layer": inner.relu2} | more
+    more = {"layer": inner.relu2} | more if isinstance(inner, Net) else more
     return explain(method, model, images, targets, **more)
 
 

@@ -56,7 +56,7 @@ PER_IMAGE = {
     "flip_equivariance": explained(m.flip_equivariance),
     "completeness": lambda maps, rows: m.completeness(maps, torch.ones(len(maps))),
     "perturbation_curve": judged(m.perturbation_curve, tile=3, steps=4),
-    "perturbation_grid": lambda *given: judged(m.perturbation_grid, tiles=[4], steps=2)(*given)[4, "black"],
+    "perturbation_grid": lambda *given: judged(m.perturbation_grid, steps={4: 2})(*given)[4, "black"],
     "insertion_curve": judged(m.insertion_curve, tile=3),
     "sufficiency": judged(m.sufficiency, tile=3),
     "deletion_hits": judged(m.deletion_hits, k=4, patch=3),

@@ -53,8 +53,6 @@ def test_overlapping_patches_by_hand():
     hits = metrics.topk_hits(maps, masks, 4, 2, stride=1)[0]
     assert hits.tolist() == pytest.approx([0, 1 / 2, 1 / 2, NAN], nan_ok=True)
     assert metrics.topk_precision(maps, masks, 3, 2, stride=1).tolist() == pytest.approx([0, 1 / 4, 1 / 3])
-    assert metrics.topk_ceiling(masks, 2, 2, stride=1).tolist() == [1, 1 / 2]
-    assert metrics.topk_chance(masks, 2, stride=1).item() == pytest.approx(1 / 3)
     assert metrics.rank_patches(maps, 5, stride=2)[0].tolist() == [[9]]  # one patch where it exceeds the image
     # five columns, patches of 3 at columns 0 and 2; of 2 with stride 2 the third, at column 4, is cut
     line = torch.tensor([[[1.0, 2, 3, 4, 8]]])
@@ -67,13 +65,11 @@ def test_overlapping_patches_of_the_golden_maps():
     side_by_side = metrics.topk_precision(maps[sick], masks[sick], stride=33)
     assert_rounded(side_by_side, "topk_nonoverlap_precision_ps33_true_positives")
     hits = metrics.topk_hits(maps, masks, stride=8)
-    for chosen in (slice(None), sick):
-        pooled = metrics.topk_precision(maps[chosen], masks[chosen], stride=8)
-        assert torch.allclose(pooled, hits[chosen].mean(0).cumsum(0) / torch.arange(1, 11))
+    pooled = metrics.topk_precision(maps[sick], masks[sick], stride=8)
+    assert torch.allclose(pooled, hits[sick].mean(0).cumsum(0) / torch.arange(1, 11))
     best = maps.flatten(1).argmax(1)  # the first patch is the first one on the grid that holds the peak
-    scores, order = metrics.rank_patches(maps, 33, stride=8)
-    assert torch.equal(scores[:, 0], maps.amax((1, 2)))
     row, column = (((at - 32).clamp(min=0) + 7) // 8 for at in (best // 512, best % 512))
+    order = metrics.rank_patches(maps, 33, stride=8)[1]
     assert torch.equal(order[:, 0], row * 61 + column)  # 1 + ceil((512 - 33) / 8) = 61 patches a side
 
 
@@ -135,25 +131,6 @@ def test_topk_is_the_mean_over_all_orders_of_tied_patches(seed, stride, threshol
     precision = metrics.topk_precision(maps, masks, 7, 2, threshold, stride)
     for k in range(1, len(expected) + 1):
         assert precision[k - 1].item() == pytest.approx(expected[:k].mean().item())
-
-
-@settings(max_examples=40)
-@given(seed=SEEDS, patch=st.integers(1, 9), k=st.integers(1, 12), side=st.integers(2, 13), data=st.data())
-def test_topk_against_loops(seed, patch, k, side, data):
-    stride = data.draw(st.none() | st.integers(1, patch))
-    generator = torch.Generator().manual_seed(seed)
-    maps = torch.randint(-3, 4, (4, side, side + 1), generator=generator).double()  # many ties
-    masks = torch.rand(4, side, side + 1, generator=generator) > 0.95
-    shown, hit = [0] * k, [0] * k
-    for image, mask in zip(maps, masks, strict=True):
-        found = sorted(zip(*patches(image, mask, patch, stride or patch), strict=True), reverse=True)
-        for rank, (score, _) in enumerate(found[:k] if mask.any() else ()):
-            tied = [touches for other, touches in found if other == score]
-            for upto in range(rank, k):
-                shown[upto] += 1
-                hit[upto] += sum(tied) / len(tied)
-    expected = [h / s if s else NAN for h, s in zip(hit, shown, strict=True)]
-    assert metrics.topk_precision(maps, masks, k, patch, stride=stride).tolist() == pytest.approx(expected, nan_ok=True)
 
 
 @settings(max_examples=60)
@@ -330,15 +307,6 @@ def test_the_best_threshold_is_found_and_bounds_hold(seed):
     assert alone.iou.tolist() == pytest.approx(best[3:4].tolist(), nan_ok=True)
 
 
-@settings(max_examples=20)
-@given(seed=SEEDS)
-@pytest.mark.parametrize("metric", [relevance_rank_accuracy, best_iou])
-def test_only_the_order_counts(metric, seed):
-    maps, masks = random_case(seed)
-    for monotone in (torch.exp, lambda a: a**3, lambda a: 5 * a - 2):
-        assert torch.allclose(metric(monotone(maps), masks), metric(maps, masks), equal_nan=True)
-
-
 def test_pompom_by_hand():
     z = torch.tensor([[[0.5, 0.0], [0.1, 0.2]]]).repeat(4, 1, 1)
     z[2] = 0
@@ -347,16 +315,6 @@ def test_pompom_by_hand():
     curve = pompom_curve(z, masks, eps=[0, 0.15, 0.3, 0.5])
     assert curve[0].tolist() == pytest.approx([2 / 3, 1 / 3, 0, 0])
     assert curve[1].isnan().all() and curve[2:].tolist() == [[0, 0, 0, 0]] * 2
-
-
-@settings(max_examples=20)
-@given(seed=SEEDS)
-def test_pompom_curve_never_rises_and_starts_at_pompom(seed):
-    maps, masks = random_case(seed)
-    curve = pompom_curve(maps.clamp(0), masks)
-    assert torch.equal(curve[:, 0].nan_to_num(9), pompom(maps.clamp(0), masks).nan_to_num(9))
-    steps = curve.diff(dim=1)
-    assert (steps[~steps.isnan()] <= 0).all()
 
 
 class Largest(TorchDispatchMode):
@@ -406,22 +364,14 @@ def test_pixels_are_sorted_of_so_many_maps_at_a_time_as_memory_holds(name, rows,
             r"maps: expected floats of shape \(N, height, width\), got torch.float32 of \(4, 4\)",
         ),
         (lambda: best_iou(MAP, MASK[:, None]), r"masks: expected shape \(1, 4, 4\) to match maps, .* \(1, 1, 4, 4\)"),
-        (lambda: metrics.topk_chance(MASK * 255), "masks: expected 0 and 1 only, got values from 0 to 255"),
+        (lambda: metrics.topk_chance(MASK * 255), "masks: expected 0 and 1 only, got .0, 255."),
         (lambda: metrics.activation_precision(MAP.int(), MASK), "maps: expected floats .*, got torch.int32 of"),
-        (lambda: metrics.topk_hits(MAP, MASK, k=0), "k: expected an integer of at least 1, got 0"),
-        (lambda: metrics.topk_hits(MAP, MASK, patch=2.0), "patch: expected an integer of at least 1, got 2.0"),
-        (lambda: metrics.topk_hits(MAP, MASK, patch=2, stride=0), "stride: expected an integer of at least 1, got 0"),
-        (lambda: metrics.rank_patches(MAP, 2, stride=3), "stride: expected at most patch = 2, .* got 3"),
-        (lambda: metrics.rank_patches(MAP, 2, by="sum"), "by: expected one of max, mean, got 'sum'"),
-        (lambda: best_shared_iou(MAP, MASK, torch.tensor([NAN])), "thresholds: expected finite values of shape"),
-        (lambda: best_shared_iou(MAP, MASK, torch.tensor(0.5)), r"thresholds: .*, got torch.float32 of \(\)"),
+        (lambda: metrics.rank_patches(MAP, 2, stride=3), "stride: expected 1 to patch = 2, .* got 3"),
+        (lambda: metrics.topk_hits(MAP, MASK, patch=0), "stride: expected 1 to patch = 0, .* got 0"),
         (lambda: pompom(-MAP, MASK), r"z: expected values of at least 0, got \[-9.0\]"),
-        (lambda: pompom_curve(MAP, MASK, [-0.1]), r"eps: expected at least one value, each at least 0, got \[-0.1\]"),
-        (lambda: pompom_curve(MAP, MASK, []), "eps: expected at least one value"),
-        (lambda: metrics.grid_pointing_game(MAP, MAP), "healthy: expected at least 3 maps to fill a 2x2 grid, got 1"),
+        (lambda: metrics.grid_pointing_game(MAP, MAP), "picks: expected 3 of the 1 healthy maps for each of 1"),
         (lambda: metrics.grid_pointing_game(MAP, MAP[:, :2]), r"healthy: expected maps of \(4, 4\), .* \(1, 2, 4\)"),
-        (lambda: metrics.grid_pointing_game(MAP, MAP, [[0, 0, 1]]), r"picks: expected values in 0..0, got \[\[0, 0, 1"),
-        (lambda: metrics.grid_pointing_game(MAP, MAP, [[0, 0]]), r"picks: expected integers of shape \(1, 3\)"),
+        (lambda: metrics.grid_pointing_game(MAP, MAP, [[0, 0]]), r"picks: expected 3 of .*, got .* of \(1, 2\)"),
     ],
 )
 def test_errors(call, message):

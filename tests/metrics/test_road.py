@@ -141,13 +141,11 @@ def test_several_judges_see_the_same_images_imputed_once(monkeypatch):
     ("change", "message"),
     [
         ({"shares": (0.5, 1.0)}, r"shares: expected .* some of 36 pixels but not all, got \(0.5, 1.0\)"),
-        ({"shares": (0.001,)}, r"shares: expected .* some of 36 pixels but not all, got \(0.001,\)"),
         ({"shares": ()}, r"shares: expected shares that remove some of 36 pixels but not all, got \(\)"),
-        ({"order": "random"}, "order: expected one of morf, lerf, got 'random'"),
-        ({"noise": -0.1}, "noise: expected a standard deviation of at least 0, got -0.1"),
-        ({"images": noise(1, 1, 6, 6) - 1}, r"images: expected values in \[0, 1\], got -"),
+        ({"order": "random"}, "order: expected morf or lerf, got 'random'"),
+        ({"images": noise(1, 1, 6, 6) - 1}, r"images: expected values in \[0, 1\], got \[-"),
         ({"maps": noise(2, 6, 6)}, r"maps: expected shape \(1, 6, 6\) to match images, got .* \(2, 6, 6\)"),
-        ({"predict": lambda x: mean_predict(x) * 9}, "predict: expected probabilities, got"),
+        ({"predict": lambda x: mean_predict(x) * 9}, r"predict: expected values in \[0, 1\], got"),
     ],
 )
 def test_errors(change, message):

@@ -6,13 +6,12 @@ from torch import nn
 from torchvision import models
 
 from lib.models import ARCHITECTURES, blackbox, explainer_classifier, softcam
-from lib.models.backbones import OWN
 
 SMALL = ("resnet18", "resnet50", "vgg11", "densenet121", "efficientnet_v2_s", "compact", "vgg-gated")
 network = cache(lambda architecture: blackbox(architecture, 2).eval())  # a test puts back what it changes
 
 
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in OWN])
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in ("compact", "vgg-gated")])
 def test_state_dict_is_torchvisions_and_nothing_happens_in_place(architecture):
     with torch.device("meta"):
         ours, theirs = blackbox(architecture, 5), models.get_model(architecture, weights=None, num_classes=5)
@@ -73,9 +72,7 @@ def test_how_often_a_family_is_gated(monkeypatch, architecture, gates):
 def test_every_layer_runs_once_last_features_are_a_map_and_gradients_reach_x_and_z(architecture, gated):
     model, runs = network(architecture), []
     x, z = torch.rand(2, 3, 64, 64, requires_grad=True), torch.rand(2, 1, 64, 64, requires_grad=True)
-    watched = {module for module in model.modules() if isinstance(module, nn.ReLU | nn.MaxPool2d)} | {
-        model.last_features
-    }
+    watched = {model.last_features, *(m for m in model.modules() if isinstance(m, nn.ReLU | nn.MaxPool2d))}
     hooks = [module.register_forward_hook(lambda m, _, output: runs.append((m, output))) for module in watched]
     logits = model(x, z) if gated else model(x)
     for hook in hooks:
@@ -118,18 +115,9 @@ def test_another_number_of_channels_is_the_rgb_network_on_repeated_grey(architec
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (("resnet19", 2), r"architecture: expected one of resnet18, .*compact.*, got 'resnet19'"),
-        (("resnet18", 0), "num_classes: expected a positive integer, got 0"),
-        (("compact", 2, None, 0), "in_channels: expected a positive integer, got 0"),
-        (("compact", 2, None, 3, -1), "width: expected a positive integer, got -1"),
-    ],
-)
-def test_arguments_are_checked(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        blackbox(*arguments)
+def test_the_architecture_is_checked():
+    with pytest.raises(ValueError, match=r"architecture: expected one of resnet18, .*compact.*, got 'resnet19'"):
+        blackbox("resnet19", 2)
 
 
 @pytest.mark.parametrize("architecture", ["compact", "resnet50", "efficientnet_v2_s"])

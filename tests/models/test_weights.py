@@ -2,15 +2,13 @@ import hashlib
 from pathlib import Path
 from urllib.error import URLError
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
 from torchvision import models
 
 from lib.models import blackbox, softcam
-from lib.models.weights import load_strict, read_checkpoint, read_weights
+from lib.models.weights import load_reference_state, read_checkpoint, read_weights
 
 
 @pytest.fixture
@@ -35,17 +33,17 @@ def offline(monkeypatch):
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
 
 
-@pytest.mark.parametrize("name", ["imagenet", "DEFAULT", "IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1", "path"])
+@pytest.mark.parametrize("name", ["imagenet", "IMAGENET1K_V1", "path"])
 def test_cached_weights_by_each_of_their_names(cached, offline, name):
     file, state = cached
     read = read_weights("resnet18", file if name == "path" else name)
     assert all(torch.equal(value, state[key]) for key, value in read.items())
 
 
-def test_a_damaged_file_in_the_cache_is_told_by_its_hash(cached):
+def test_a_damaged_file_in_the_cache_is_told(cached):
     file, _ = cached
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=rf"weights: .*{file.name} is damaged: its SHA-256 starts with .*; delete it"):
+    with pytest.raises(ValueError, match=rf"{file.name}: damaged, cut short"):
         read_weights("resnet18", "imagenet")
 
 
@@ -65,7 +63,7 @@ def test_a_download_goes_to_the_cache_and_its_hash_is_asked_for(monkeypatch, tmp
     assert asked == [(f"https://example.org/{file.name}", str(file), file.stem.removeprefix("resnet18-"))]
 
 
-@pytest.mark.parametrize("weights, file", [("imagenet", "11ad3fa6"), ("ResNet50_Weights.IMAGENET1K_V1", "0676ba61")])
+@pytest.mark.parametrize("weights, file", [("imagenet", "11ad3fa6"), ("IMAGENET1K_V1", "0676ba61")])
 def test_offline_one_sentence_says_what_is_missing_and_where_it_goes(monkeypatch, tmp_path, offline, weights, file):
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     with pytest.raises(RuntimeError) as error:
@@ -81,7 +79,7 @@ def test_offline_one_sentence_says_what_is_missing_and_where_it_goes(monkeypatch
 @pytest.mark.parametrize("wrong", ["IMAGENET1K_V9", "ResNet18_Weights.IMAGENET1K_V1", "resnet50.pth"])
 def test_neither_a_name_nor_a_file(wrong):
     with pytest.raises(
-        FileNotFoundError, match=rf"expected one of .*ResNet50_Weights.* or the path.* no file at {wrong}"
+        FileNotFoundError, match=rf"expected imagenet, one of IMAGENET1K_V1, .* or the path.* no file at {wrong}"
     ):
         read_weights("resnet50", wrong)
     for none in (wrong, "imagenet"):
@@ -123,29 +121,9 @@ def test_weights_by_the_older_names_of_densenet(tmp_path):
 def test_mnasnet_is_loaded_as_it_is_today(recwarn):
     """A state dict without version makes torchvision rebuild MNASNet's first layers."""
     source, target = (models.mnasnet0_5(weights=None) for _ in range(2))
-    load_strict(target, dict(source.state_dict()), "file.pt")
+    load_reference_state(target, dict(source.state_dict()))
     assert target.layers[0].out_channels == source.layers[0].out_channels == 16
     assert torch.equal(target.layers[0].weight, source.layers[0].weight)
-
-
-def test_all_that_does_not_fit_is_listed_and_nothing_is_changed():
-    module = nn.Sequential(*(nn.Linear(1, 1) for _ in range(12)))
-    before = [parameter.clone() for parameter in module.parameters()]
-    state = {"0.weight": torch.zeros(2, 1), "0.bias": 3.0, "1.bias": torch.zeros(1), "z": torch.zeros(1)}
-    with pytest.raises(ValueError) as error:
-        load_strict(module, state, "file.pt", {"1.bias": "one.bias", "0.weight": "zero"})
-    message = str(error.value)
-    assert message.startswith('file.pt: does not fit Sequential: Missing key(s) in state_dict: "1.weight", "2.weight"')
-    assert all(f'"{i}.bias"' in message for i in range(2, 12))
-    assert '; Unexpected key(s) in state_dict: "z".; ' in message
-    assert "size mismatch for 0.weight (in the file zero): copying a param with shape torch.Size([2, 1])" in message
-    assert 'parameter named "0.bias", expected torch.Tensor' in message and "\n" not in message
-    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
-
-
-def test_numpy_scalars_are_plain_data(tmp_path):
-    torch.save({"best_loss": np.float64(0.5), "epoch": np.int64(3), "acc": np.float32(0.25)}, tmp_path / "best.pt")
-    assert read_checkpoint(tmp_path / "best.pt") == {"best_loss": 0.5, "epoch": 3, "acc": 0.25}
 
 
 @pytest.mark.parametrize("cut", [0, 1, 7, 0.5, 0.99])
@@ -159,13 +137,9 @@ def test_a_file_cut_short_is_told_in_one_sentence(tmp_path, cut, zipped):
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize(
-    "content", [b"<html>not found</html>", b"\x89PNG\r\n\x1a\n" + bytes(60), b"version https://git-lfs"]
-)
-def test_another_kind_of_file_is_told_in_one_sentence(tmp_path, content):
-    for name in ("other.pth", "other.safetensors"):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(
-            ValueError, match=rf"{name}: damaged, cut short, or neither a PyTorch nor a safetensors file"
-        ):
-            read_checkpoint(tmp_path / name)
+@pytest.mark.parametrize("name", ["other.pth", "other.safetensors"])
+@pytest.mark.parametrize("content", [b"<html>not found</html>", b"\x89PNG\r\n\x1a\n" + bytes(60), b"version git-lfs"])
+def test_another_kind_of_file_is_told_in_one_sentence(tmp_path, content, name):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}: damaged, cut short, or neither a PyTorch nor a safetensors file"):
+        read_checkpoint(tmp_path / name)

@@ -14,8 +14,9 @@ import psutil
 import pytest
 import torch
 
-from lib import PROJECT, execute, viewer
-from lib.execute import take_gpu
+from lib import PROJECT, viewer
+from pipeline import execute
+from pipeline.execute import take_gpu
 
 KERNEL = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
 
@@ -114,7 +115,7 @@ def test_a_gpu_is_free_again_when_its_process_was_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(execute.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     code = f"import tempfile, time; tempfile.tempdir = {str(tmp_path)!r}\n"
-    code += "from lib.execute import take_gpu; lock = take_gpu(1); print('taken', flush=True); time.sleep(600)"
+    code += "from pipeline.execute import take_gpu; lock = take_gpu(1); print('taken', flush=True); time.sleep(600)"
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=PROJECT)
     assert holder.stdout.readline() == b"taken\n"
     holder.kill()
@@ -123,7 +124,7 @@ def test_a_gpu_is_free_again_when_its_process_was_killed(tmp_path, monkeypatch):
 
 
 def test_a_job_ends_with_its_pipeline():
-    code = "import sys, time; from lib.execute import end_with; end_with(int(sys.argv[1])); print(1, flush=True)"
+    code = "import sys, time; from pipeline.execute import end_with; end_with(int(sys.argv[1])); print(1, flush=True)"
     pipeline = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     command = [sys.executable, "-c", code + "; time.sleep(600)", str(pipeline.pid)]
     job = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=PROJECT)

@@ -8,10 +8,10 @@ import yaml
 from running import ENVIRONMENT, SMOKE, command, outputs, snakemake
 
 from lib import PROJECT
-from lib.execute import execute
 from lib.recipe import Recipe
 from lib.run import Run
 from lib.train import blackbox_twin
+from pipeline.execute import execute
 from prepare import generate
 
 

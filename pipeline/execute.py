@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.modules.setdefault("rfc3987_syntax", None)  # of jsonschema, for URIs that no notebook has: it takes 1.3 s to import
 import nbformat
 import papermill
 import psutil
