@@ -122,7 +122,7 @@ def python(*places):
 
 
 EXPLAINS = python("lib/maps.py", "lib/explain")
-EVALUATES = python("lib/maps.py", "lib/evaluate.py", "lib/table", "lib/sanity.py", "lib/metrics")
+EVALUATES = python("lib/maps.py", "lib/evaluate.py", "lib/table/loading.py", "lib/sanity.py", "lib/metrics")
 
 
 def one_of(names):
@@ -273,7 +273,7 @@ onsuccess:
         rows = csv.writer(table)
         rows.writerow(["rule", "jobs", "seconds in all", "longest job"])
         rows.writerows([rule, len(s), round(sum(s)), round(max(s))] for rule, s in took.items())
-    if (index := Path(RUNS, "figures/index.json")).exists():
+    if (index := Path(RUNS, "figures/index.json")).exists() and index.stat().st_mtime > START.timestamp():
         cpu = Path("/proc/cpuinfo")
         named = re.search(r"model name\s*: (.*)", cpu.read_text() if cpu.exists() else "")
         run = {

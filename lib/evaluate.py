@@ -1,8 +1,5 @@
-"""From the maps of a run to its table: every metric of `lib.metrics`, a row per image and number.
-
-The columns are those of `lib.table`; `evaluate` measures all that a recipe asks for, 04_evaluate one part after the
-other.
-"""
+"""From the maps of a run to its table (columns: lib.table): every metric of `lib.metrics`, a row per image and number.
+`evaluate` measures all that a recipe asks for, 04_evaluate one part after the other."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -19,7 +16,6 @@ from lib.explain import METHODS, explain
 from lib.maps import Batch, Maps, explainer_of, part_of, patch_of, perturbed
 from lib.metrics.perturbation import Predict, tile_count
 from lib.run import Run, open_split
-from lib.train import blackbox_twin
 
 Values = dict[str, Tensor | tuple[Tensor, Sequence[float]]]  # as `lib.table.rows` takes them
 ROAD_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -54,12 +50,12 @@ def classification(run: Run) -> pd.DataFrame:
 
 
 def auc(both: Tensor) -> float:
-    """Area under the ROC curve of rows (N, 1 + K) of label and probabilities, one against rest; NaN without a class."""
+    """Area under the ROC curve of rows (N, 1 + K) of label and probabilities, mean over classes that are there."""
     classes = np.arange(both.shape[1] - 1)[both.shape[1] == 3 :]  # of two the second
     ranks, truth = rankdata(both[:, 1 + classes], axis=0), both[:, :1].numpy() == classes
     sick, well = truth.sum(0), (~truth).sum(0)
     with np.errstate(invalid="ignore"):
-        return float((((ranks * truth).sum(0) - sick * (sick + 1) / 2) / (sick * well)).mean())
+        return float(pd.Series(((ranks * truth).sum(0) - sick * (sick + 1) / 2) / (sick * well)).mean())
 
 
 def localisation(run: Run, maps: Maps, batch: Batch) -> pd.DataFrame:
@@ -107,18 +103,15 @@ def removed(predict: Predict, run: Run, maps: Tensor, batch: Batch) -> dict[str,
 def kept(run: Run, maps: Tensor, batch: Batch) -> Values:
     """What the run's model predicts as the lowest tiles of the maps go, the highest come back, or they alone stay."""
     recipe, given = run.recipe, (run.predict, batch["image"], maps, batch["label"])
-    tile, fill = recipe.aopc_tile, "black" if recipe.deletion_fill == "zero" else recipe.deletion_fill
-    options = {"seed": recipe.stream("perturbation"), "order": "lerf"}
-    lerf = m.perturbation_curve(*given, tile, recipe.aopc_steps, recipe.perturbation, **options)
+    tile, fill, seed = recipe.aopc_tile, recipe.deletion_fill, recipe.stream("perturbation")
+    lerf = m.perturbation_curve(*given, tile, recipe.aopc_steps, recipe.perturbation, seed, "lerf")
     insertion = m.insertion_curve(*given, tile=patch_of(run), steps=recipe.deletion_steps, start=fill)
-    subset, seed = max(1, min(8, tile_count(batch["image"], tile) // 4)), recipe.stream("correlation")
     return {
         "lerf_curve": lerf,
         "aopc_lerf": m.aopc(lerf),
         "insertion_curve": insertion,
         "insertion_area": m.area_under_curve(insertion),
         "sufficiency": (m.sufficiency(*given, KEPT_SHARES, tile, fill), KEPT_SHARES),
-        "faithfulness_correlation": m.faithfulness_correlation(*given, subset, 30, tile, fill, seed=seed),
     }
 
 
@@ -130,7 +123,12 @@ def faithfulness(run: Run, maps: Maps, batch: Batch, twin: Run | None = None, wh
     """
     chosen, found = perturbed(run, batch), []
     part = part_of(batch, chosen)
-    for method, one in maps.items():
+    if whole:  # asks the same of the model for every map
+        tile, seed = run.recipe.aopc_tile, run.recipe.stream("correlation")
+        given = run.predict, part["image"], torch.stack([one[chosen] for one in maps.values()]), part["label"]
+        options = max(1, min(8, tile_count(part["image"], tile) // 4)), 30, tile, run.recipe.deletion_fill, seed
+        correlations = m.faithfulness_correlation(*given, *options)
+    for i, (method, one) in enumerate(maps.items()):
         one, judges = one[chosen], {"own": run.predict}
         if twin and METHODS[method].family == "in-model":
             judges["twin"] = twin.predict
@@ -139,7 +137,7 @@ def faithfulness(run: Run, maps: Maps, batch: Batch, twin: Run | None = None, wh
             given = list(judges.values()), part["image"], one, part["label"]
             roads = m.road(*given, shares=ROAD_SHARES, seed=run.recipe.stream("road"))
             by = {judge: {**by[judge], "road": (road, ROAD_SHARES)} for judge, road in zip(judges, roads, strict=True)}
-            by["own"] |= kept(run, one, part)
+            by["own"] |= kept(run, one, part) | {"faithfulness_correlation": correlations[i]}
             by["own"]["abpc"] = by["own"]["aopc"][:, -1] - by["own"]["aopc_lerf"][:, -1]
         found += [rows(run, values, part, method, judge=judge) for judge, values in by.items()]
     return pd.concat(found, ignore_index=True)
@@ -233,16 +231,15 @@ def sanity_checks(run: Run, maps: Maps, batch: Batch) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True)
 
 
-def evaluate(run: Run) -> pd.DataFrame:
-    """All that 04_evaluate measures of a run whose maps are saved, written to its folder and returned."""
+def evaluate(run: Run, twin: Run | None = None) -> pd.DataFrame:
+    """All that 04_evaluate measures of a run whose maps are saved, written to its folder and returned; `twin`: of an
+    in-model run the black box that judges its maps, too."""
     maps, batch = run.explained()
     asked, found = run.recipe.measure, [classification(run)]
     if "localisation" in asked:
         found.append(localisation(run, maps, batch))
     if {"removal", "faithfulness"} & set(asked):
-        whole = "faithfulness" in asked
-        twin = blackbox_twin(run.recipe) if whole and run.recipe.method != "blackbox" else None
-        found.append(faithfulness(run, maps, batch, twin, whole))
+        found.append(faithfulness(run, maps, batch, twin, whole="faithfulness" in asked))
     if run.recipe.aopc_grid and not run.recipe.seed:
         found.append(grids(run, maps, batch))
     if "properties" in asked:

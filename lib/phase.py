@@ -186,7 +186,7 @@ def fit_phase(module: PhaseModule, fixed: Tensor, batches: DataLoader, measured:
     run, phase, gpu = module.run, module.phase, module.run.device.type == "cuda"
     bf16 = run.recipe.precision == "bf16"
     if run.recipe.precision == "auto":  # where there are instructions for it, without which it is slower
-        bf16 = torch.cuda.is_bf16_supported() if gpu else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        bf16 = torch.cuda.is_bf16_supported() if gpu else getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)()
     stop = L.callbacks.EarlyStopping("val_loss", patience=phase.patience or math.inf)
     goes_on = intact(module.last) and intact(module.kept)
     with tqdm(total=phase.epochs * len(batches), desc=phase.name, mininterval=1, unit="batch") as bar:

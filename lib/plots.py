@@ -32,7 +32,6 @@ DASHES = {
     "Grad-CAM": (0, (5, 1)), "Integrated Gradients": (0, (3, 1, 1, 1)), "Guided Backprop": (0, (2, 1)),
     "LRP alpha1-beta0": (0, (4, 2)), "Score-CAM": (0, (6, 2)), "Random": ":", "Centre Gaussian": ":", "Edges": ":",
 }  # fmt: skip
-SPLITS = (("train", "#0072B2", "--"), ("val", "#D55E00", "-"))
 plt.rcParams.update({"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False})
 plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 150, "font.size": 9, "axes.titlesize": 9, "image.cmap": "gray"})
 
@@ -74,10 +73,7 @@ def show_region(ax: Axes, image: Tensor, mask: Tensor, title: str = "") -> None:
     ax.imshow(np.ma.masked_equal(mask.cpu().numpy(), 0), cmap="Wistia", vmin=0, vmax=1.2, alpha=0.75)
 
 
-def show_map(
-    ax: Axes, image: Tensor, heatmap: Tensor, signed: bool, mask: Tensor | None = None, title: str = "",
-    limit: float | None = None,
-) -> None:  # fmt: skip
+def show_map(ax: Axes, image: Tensor, heatmap: Tensor, signed: bool, mask=None, title="", limit=None) -> None:
     """A map (H, W) over the grey image (C, H, W): blue-white-red around 0 if signed, else dark to bright from 0.
 
     `limit` is the end of the scale; None: the map's own.
@@ -97,27 +93,6 @@ def show_map(
     box = {"facecolor": "white", "alpha": 0.6, "pad": 0.8, "linewidth": 0}
     ax.text(0.98, 0.02, ends, transform=ax.transAxes, ha="right", va="bottom", fontsize=6, bbox=box)
     ax.set_axis_off()
-
-
-def explanations(
-    images: Tensor, masks: Tensor, maps: Mapping[str, Tensor], titles: Sequence[str], most: int = 9
-) -> list[Figure]:
-    """One row per image (N >= 1, C, H, W): the image, its region, each map (N, H, W) by 'method' or 'method | model';
-    on several sheets of at most `most` maps."""
-    sheets = []
-    for part in np.array_split(np.array(list(maps)), -(-len(maps) // most)):
-        size = (1.45 * (2 + len(part)), 1.6 * len(images) + 0.3)
-        fig, axes = plt.subplots(len(images), 2 + len(part), figsize=size, squeeze=False)
-        for i, row in enumerate(axes):
-            show_image(row[0], images[i], titles[i])
-            show_region(row[1], images[i], masks[i], "lesion / target" if i == 0 else "")
-            for ax, key in zip(row[2:], part, strict=True):
-                name, _, model = key.partition(" | ")
-                title = "\n".join(filter(None, (METHODS[name].label, model))) if i == 0 else ""
-                limit = 1.0 if name == "explainer" else None
-                show_map(ax, images[i], maps[key][i], METHODS[name].signed, masks[i], title, limit)
-        sheets.append(fig)
-    return sheets
 
 
 def frames(evolution: Mapping[str, Tensor], signed: bool) -> tuple[Tensor, dict[str, Tensor], list[float]]:
@@ -167,15 +142,12 @@ def name_rows(ax: Axes, rows: Sequence[str], named: bool = True, numbered: bool 
 
 def emphasise(labels: Sequence[str], texts: Sequence[Text]) -> None:
     """In-model labels bold and in their colour, all others grey."""
-    for label, text in zip(labels, texts, strict=True):
+    for label, text in zip(labels, texts, strict=False):  # inner panels that share their rows have no texts
         colour = OWN.get(label.partition(" (")[0], "#555555")
         text.set(color=colour, weight="bold" if is_own(label) else "normal")
 
 
-def dots(
-    ax: Axes, s: pd.DataFrame, rows: Sequence[str] | None = None, better: str = "higher", hollow: bool = False,
-    digits: int | None = 2,
-) -> list[str]:  # fmt: skip
+def dots(ax: Axes, s: pd.DataFrame, rows=None, better="higher", hollow=False, digits: int | None = 2) -> list[str]:
     """One row per label of a summary, best on top or in the order of `rows`, which it returns: a dot with its interval,
     or a hollow one without, and its number at the right edge; an empty row: undefined."""
     rows = ranked(s, better) if rows is None else rows
@@ -242,7 +214,7 @@ def matrix(
 
 def epochs(ax: Axes, history: pd.DataFrame, name: str) -> None:
     """A column of a history for both splits, labelled by epoch, a line where a phase begins."""
-    for split, colour, look in SPLITS:
+    for split, colour, look in (("train", "#0072B2", "--"), ("val", "#D55E00", "-")):
         ax.plot(np.arange(len(history)), history[f"{split}_{name}"], look, color=colour, label=split)
     starts = history["phase"].drop_duplicates()
     for start, phase in starts.items() if len(starts) > 1 else ():

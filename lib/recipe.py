@@ -63,7 +63,9 @@ class Training(BaseModel, extra="forbid", strict=True, frozen=True, allow_inf_na
     weights: str | None = Field(None, description="imagenet, a torchvision name or a file; none: random")
     output_stride: int | None = Field(None, description="SoftCAM of a ResNet: 8, 16 or 32 pixels per evidence pixel")
     explainer_channels: list[PositiveInt] = Field([16, 32, 64], min_length=3, max_length=3, description="finest first")
-    init_bias: float = Field(1.0, description="bias of the Explainer's last BatchNorm; above 0: heatmap starts white")
+    init_bias: float = Field(
+        1.0, description="bias of the Explainer's last BatchNorm; z starts at its tanh: .76, 3: .995"
+    )
     criterion: Criterion = Field("cross_entropy", description="classification loss; from kappa on of ordered grades")
     focal_gamma: float = Field(2.0, ge=0, description="criterion focal: exponent of 1 - p; 0: cross entropy")
     class_weights: Weights | None = Field(None, description="a list or N / (K n_k); dynamic: decaying to 1; none: 1")
@@ -119,10 +121,10 @@ class Recipe(Training):
     aopc_steps: int = Field(40, ge=1, description="tiles perturbed one after the other, at most")
     aopc_grid: bool = Field(False, description="seed 0: also every tile size and perturbation of the papers' grid")
     perturbation: Literal["black", "white", "gray", "uniform", "blur"] = Field("black", description="what tiles become")
-    deletion_steps: int = Field(20, ge=1, description="patches deleted, or inserted, one after the other, at most")
+    deletion_steps: int = Field(20, ge=1, description="patches deleted, at most; steps in which all are inserted")
     deletion_fill: Literal["zero", "mean", "blur"] = Field("mean", description="what deleted pixels become")
     sanity_count: int = Field(4, ge=0, description="images explained again with randomised weights; 0: no sanity check")
-    resamples: int = Field(1000, ge=10, description="of the bootstrap behind the 95 % intervals")
+    resamples: int = Field(1000, ge=10, description="of the bootstrap behind the 95 % intervals of 04")
 
     @model_validator(mode="before")
     @classmethod

@@ -1,8 +1,9 @@
 """A run folder: what one recipe leaves on disk, written whole or not at all, and read back safely (never pickle).
 
-recipe.json: parameters and what else the weights depend on; PHASE.safetensors: weights of its best epoch (best: of the
-last phase, last: of the last epoch); history.csv, tensorboard: losses and scores by epoch, evolution.safetensors: maps;
-maps.safetensors: METHOD -> (N, H, W), raw; maps.json: what they were made from; table.parquet: a row per number.
+recipe.json: parameters, as last used (03 and 04 may change theirs), and what else the weights depend on;
+PHASE.safetensors: weights of its best epoch (best: of the last phase, last: of the last epoch); history.csv,
+tensorboard: losses and scores by epoch, evolution.safetensors: maps; maps.safetensors: METHOD -> (N, H, W), raw;
+maps.json: what they were made from; table.parquet: a row per number.
 """
 
 import json
@@ -26,8 +27,10 @@ from lib import PROJECT, models
 from lib.data import ImageDataset, augmentation, load_description, manifest_hash, ready
 from lib.identity import digest
 from lib.models.weights import read_checkpoint
-from lib.recipe import Recipe
+from lib.recipe import Recipe, stored_run
 from lib.writing import write_json, write_tensors, write_whole
+
+PLACE = {"name", "runs_dir", "device", "num_workers", "cell_timeout"}  # parameters that no number depends on
 
 
 def versions() -> dict[str, str]:
@@ -101,10 +104,6 @@ class Run:
             raise FileNotFoundError(f"run: {folder} holds no trained model; train it with notebooks/02_train.ipynb")
         return cls(folder, Recipe.load(folder))
 
-    @property
-    def finished(self) -> bool:
-        return all((self.dir / name).is_file() for name in ("best.safetensors", "recipe.json"))
-
     @contextmanager
     def writing(self) -> Iterator[None]:
         """One process at a time writes the folder: its lock dies with it, and may nest. ValueError where another does,
@@ -159,7 +158,12 @@ class Run:
 
     @property
     def table(self) -> pd.DataFrame:
-        return pd.read_parquet(self.made("table.parquet", "04_evaluate"))
+        """ValueError where it was measured by another recipe than the folder's."""
+        table = pd.read_parquet(self.made("table.parquet", "04_evaluate"))
+        then, now = table.attrs.pop("recipe"), self.recipe.model_dump(exclude=PLACE)
+        if changed := ", ".join(key for key in now if now[key] != then.get(key, now[key])):
+            raise ValueError(f"{self.dir.name}: table.parquet is of another {changed}; run 04_evaluate again")
+        return table
 
     def made(self, name: str, notebook: str) -> Path:
         if not (path := self.dir / name).is_file():
@@ -167,7 +171,9 @@ class Run:
         return path
 
     def write_table(self, table: pd.DataFrame) -> None:
+        table.attrs["recipe"] = self.recipe.model_dump(exclude=PLACE)
         with self.writing():
+            self.describe(stored_run(self.dir), afresh=False)
             write_whole(self.dir / "table.parquet", lambda path: table.to_parquet(path, index=False))
 
     def inputs(self, images: Tensor) -> Tensor:
@@ -202,6 +208,7 @@ class Run:
         if foreign := [one for one, own in zip(batch["id"], made_from["ids"], strict=True) if one != own]:
             raise ValueError(f"{self.dir.name}: expected maps of the first evaluated images, got one of {foreign[0]}")
         with self.writing():
+            self.describe(stored_run(self.dir), afresh=False)
             (self.dir / "maps.json").unlink(missing_ok=True)  # never beside maps that it does not describe
             write_tensors(self.dir / "maps.safetensors", maps)
             write_json(self.dir / "maps.json", {"schema": 3, **made_from, **versions()})

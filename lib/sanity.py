@@ -69,7 +69,8 @@ def randomised(model: nn.Module, groups: int = 6, seed: int = 0, mode: str = "ca
                     parameter.copy_(parameter.flatten()[torch.randperm(parameter.numel())].view_as(parameter))
         if explainer := getattr(fresh, "explainer", None):
             channels = tuple(level[-2].out_channels for level in explainer.encoder)
-            explainer.load_state_dict(Explainer(explainer.encoder[0][0].in_channels, channels).state_dict())
+            anew = Explainer(explainer.encoder[0][0].in_channels, channels, explainer.init_bias)
+            explainer.load_state_dict(anew.state_dict())
     for step, names in layers(model, groups).items():
         forgotten = {"cascading": (*forgotten, *names), "independent": names}[mode]
         copy = deepcopy(model)

@@ -42,6 +42,8 @@ def train(recipe: Recipe, again: bool = False) -> Run:
     data = {split: open_split(recipe, split) for split in ("train", "val")}
     augmented = open_split(recipe, "train", augmented=True) if recipe.augment != "none" else data["train"]
     labels = {split: torch.tensor(data[split].frame["label"].tolist()) for split in data}
+    if recipe.hybrid and data["train"].frame[["mask", "boxes"]].isin(["", "[]"]).all(axis=None):
+        raise ValueError(f"hybrid: expected training images with a mask or boxes, {recipe.dataset} has none")
     classes, val = run.description.classes, data["val"]
     absent = ", ".join(repr(name) for k, name in enumerate(classes) if k not in labels["val"])
     if absent and (scored := {phase.checkpoint for phase in recipe.phases} - {"loss", "accuracy"}):
@@ -113,7 +115,7 @@ def adopt_checkpoint(recipe: Recipe, path: str | Path) -> Run:
 def load_or_train(recipe: Recipe) -> Run:
     """The trained run of a recipe, trained where there is none. ValueError if it was trained otherwise."""
     run = Run(recipe.run_dir, recipe)
-    if not run.finished:
+    if not (run.dir / "best.safetensors").is_file():
         return train(recipe)
     torch.set_num_threads(recipe.threads)
     if changed := earlier(recipe, run.dir, identity(recipe))[1]:

@@ -43,7 +43,7 @@ def evaluated(trained):
     from lib import evaluate
     from lib.maps import explain_and_keep
 
-    for run in trained.values():
+    for name, run in trained.items():
         explain_and_keep(run)
-        evaluate.evaluate(run)
+        evaluate.evaluate(run, None if name == "blackbox" else trained["blackbox"])
     return trained

@@ -9,6 +9,7 @@ from lib.table import joined
 
 ABOUT = {"dataset": "shapes", "synthetic": True, "architecture": "compact", "variant": "black box", "seed": 0,
          "sweep": "", "parameter": "", "point": math.nan, "permuted": False}  # fmt: skip
+SOFTCAM = {"name": "sc", "variant": "SoftCAM dense"}
 
 
 def rows(method, metric, values, images=None, patients=None, k=0.0, judge="own", resolution="image"):

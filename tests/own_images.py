@@ -1,9 +1,11 @@
-"""A small data set of one's own, whose images, masks, labels and splits a test can change."""
+"""A small data set of one's own, whose images, masks, labels and splits a test can change, and what is asked of it."""
 
 import numpy as np
 import pandas as pd
+import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from lib.data import pixel_hash, read_image
 from lib.recipe import Recipe
@@ -15,7 +17,7 @@ SPLITS = ["train"] * 12 + ["val"] * 6 + ["test"] * 6
 
 
 def own_images(folder):
-    """Writes 24 images and their table; returns the path of the card."""
+    """Writes 24 images, their table and their card."""
     rng, rows = np.random.default_rng(0), []
     (folder / "images").mkdir(parents=True)
     for i, split in enumerate(SPLITS):
@@ -26,11 +28,10 @@ def own_images(folder):
         Image.fromarray(pixels).save(folder / f"images/{i}.png")
         Image.fromarray(mask).save(folder / f"images/{i}-mask.png")
         row = {"image": f"{i}.png", "label": i % 2, "split": split, "patient": "", "boxes": "", "width": 32}
-        row |= {"mask": f"{i}-mask.png" if i % 2 else "", "height": 32}
-        rows.append(row | {"sha256": pixel_hash(read_image(folder / f"images/{i}.png"))})
+        row |= {"mask": f"{i}-mask.png" if i % 2 else "", "height": 32, "sha256": pixel_hash(pixels)}
+        rows.append(row)
     pd.DataFrame(rows).to_csv(folder / "own.csv", index=False)
-    (folder / "own.yaml").write_text(yaml.safe_dump(CARD))
-    return folder / "own.yaml"
+    edit_card(folder)
 
 
 def own_recipe(folder, **changes):
@@ -38,6 +39,10 @@ def own_recipe(folder, **changes):
     given = {"name": "own", "dataset": str(folder / "own.yaml"), "runs_dir": (folder / "runs").as_posix(), "width": 4}
     given |= {"batch_size": 4, "epochs": 1, "evolution_count": 1, "explain_count": 4}
     return Recipe(**{**given, **changes})
+
+
+def edit_card(folder, **changes):
+    (folder / "own.yaml").write_text(yaml.safe_dump({**CARD, **changes}))
 
 
 def edit_table(folder, column, values):
@@ -60,10 +65,20 @@ def change_mask(folder):
     Image.new("L", (32, 32), 255).save(folder / "images/1-mask.png")
 
 
-def change_image(folder):
-    Image.new("RGB", (32, 32), (9, 9, 9)).save(folder / "images/0.png")
+def change_image(folder, size=(32, 32)):
+    Image.new("RGB", size, (9, 9, 9)).save(folder / "images/0.png")
     edit_table(folder, "sha256", {0: pixel_hash(read_image(folder / "images/0.png"))})
+    edit_table(folder, "width", {0: str(size[0])})
 
 
 def change_card(folder):
-    (folder / "own.yaml").write_text(yaml.safe_dump({**CARD, "mean": [0.4] * 3}))
+    edit_card(folder, mean=[0.4] * 3)
+
+
+def same_weights(run, other, *names):
+    """Whether best.safetensors, and others of their files, hold the same tensors in both runs, to the last bit."""
+    for name in ("best", *names):
+        one, two = (load_file(folder / f"{name}.safetensors") for folder in (run.dir, other.dir))
+        if one.keys() != two.keys() or not all(torch.equal(one[key], two[key]) for key in one):
+            return False
+    return True

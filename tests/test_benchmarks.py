@@ -7,13 +7,10 @@ import sys
 import pytest
 import torch
 
-from lib import PROJECT
-
-sys.path.append(str(PROJECT))  # the benchmarks are no part of the installed package
-
 from benchmarks import __main__ as command
 from benchmarks import memory, models
 from benchmarks.timing import Row, compare, difference, interleaved, peer, table
+from lib import PROJECT
 
 
 def test_calls_are_interleaved_and_the_first_round_is_not_counted():
@@ -21,7 +18,6 @@ def test_calls_are_interleaved_and_the_first_round_is_not_counted():
     seconds = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3)
     assert order == ["a", "b"] * 4
     assert [len(values) for values in seconds.values()] == [3, 3]
-    assert all(value >= 0 for values in seconds.values() for value in values)
 
 
 def test_ratio_is_the_median_of_the_turns_own_ratios():
@@ -43,22 +39,16 @@ def test_table_marks_what_is_met_and_missed():
 def test_difference_is_the_largest_and_stops_above_the_tolerance():
     ours = torch.tensor([0.0, 1.0])
     assert difference(ours, torch.tensor([0.5, 1.0]), 0.5) == "max. difference 5e-01"
-    for theirs, message in (
-        (torch.tensor([0.0, 0.75]), "differ by 0.25"),
-        (ours[:1], "shapes"),
-        (ours * torch.nan, "nan"),
-    ):
+    wrong = {"differ by 0.25": torch.tensor([0.0, 0.75]), "shapes": ours[:1], "nan": ours * torch.nan}
+    for message, theirs in wrong.items():
         with pytest.raises(AssertionError, match=message):
             difference(ours, theirs, 0.2)
 
 
-def test_missing_peer_says_one_sentence():
+def test_a_missing_peer_and_an_unknown_benchmark_are_named():
     with pytest.raises(SystemExit, match=r"^no_such_peer: not installed.*pip install -e '\.\[bench\]'$"):
         peer("no_such_peer")
     assert peer("torch") is torch
-
-
-def test_unknown_benchmark_is_named():
     with pytest.raises(SystemExit, match="expected some of perturbation, cam, forward, memory, got speed"):
         command.main(["speed"])
 
@@ -93,8 +83,7 @@ def test_peak_memory_grows_with_what_is_held_and_stays():
         print(before, after, memory.peak_mb())"""
     made = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     before, after, later = map(float, made.stdout.split())
-    if sys.platform != "linux":
+    if sys.platform == "linux":
+        assert before + 200 < after < later + 10  # the kernel counts pages in batches
+    else:
         assert math.isnan(before) and math.isnan(after) and math.isnan(later)
-        return
-    assert before + 200 < after
-    assert later > after - 10  # the kernel counts pages in batches

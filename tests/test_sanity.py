@@ -1,10 +1,9 @@
-import math
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from lib.explain import explain
@@ -17,20 +16,19 @@ def settled(model: nn.Module) -> nn.Module:
     torch.manual_seed(1)
     with torch.no_grad():
         for name, value in model.state_dict().items():
-            value.copy_(
-                torch.tensor(7) if name.endswith("num_batches_tracked") else 0.3 + 0.2 * torch.rand(value.shape)
-            )
+            value.copy_(7 * torch.ones(()) if name.endswith("tracked") else 0.3 + 0.2 * torch.rand(value.shape))
     return model
 
 
 MODELS = {
     "blackbox": lambda: blackbox("compact", 2, width=4),
     "softcam": lambda: softcam("compact", 2, width=4),
+    "resnet50": lambda: blackbox("resnet50", 2),
     "pair": lambda: explainer_classifier("compact", 2, width=4, channels=(4, 8, 8)),
 }
 
 
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=["blackbox", "softcam", "pair"])
 def model(request) -> nn.Module:
     return settled(MODELS[request.param]())
 
@@ -40,23 +38,15 @@ def changed(a: nn.Module, b: nn.Module) -> set[str]:
     return {name for name, value in a.state_dict().items() if not torch.equal(value, other[name])}
 
 
-def values_of(model: nn.Module, modules: tuple[str, ...]) -> set[str]:
-    return {name for name in model.state_dict() if name.startswith(tuple(f"{module}." for module in modules))}
-
-
-SMALL = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.ReLU(), nn.Conv2d(1, 2, 1))
-STAGES = [f"features.layer{i}" for i in (4, 3, 2, 1)]
-
-
 @pytest.mark.parametrize(
     "build, groups, expected",
     [
         (MODELS["blackbox"], 6, ["fc", "layer2.1", "layer2.0", "layer1.1", "layer1.0", "conv1"]),
         (MODELS["blackbox"], 2, ["fc", "layer2..conv1"]),
-        (lambda: blackbox("resnet50", 2), 6, ["fc", "layer4", "layer3", "layer2", "layer1", "conv1"]),
-        (lambda: blackbox("resnet50", 2), 4, ["fc", "layer4", "layer3..layer2", "layer1..conv1"]),
-        (lambda: softcam("resnet18", 2), 6, ["evidence", *STAGES, "features.conv1"]),
-        (lambda: SMALL, 6, ["3", "0"]),
+        (MODELS["resnet50"], 6, ["fc", "layer4", "layer3", "layer2", "layer1", "conv1"]),
+        (MODELS["resnet50"], 4, ["fc", "layer4", "layer3..layer2", "layer1..conv1"]),
+        (MODELS["softcam"], 3, ["evidence", "features.layer2", "features.layer1..features.conv1"]),
+        (lambda: nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.ReLU(), nn.Conv2d(1, 2, 1)), 6, ["3", "0"]),
         (lambda: explainer_classifier("vgg16", 2), 6, 6),
         (lambda: explainer_classifier("densenet121", 2), 9, 9),
         (lambda: explainer_classifier("efficientnet_v2_s", 2), 2, 2),
@@ -78,7 +68,7 @@ def test_cascading_forgets_more_and_more_and_independent_one_step_alone(model):
     both = zip(steps.items(), *(randomised(model, seed=3, mode=mode) for mode in MODES), strict=True)
     for (name, modules), (step, copy), (same_step, alone) in both:
         assert step == same_step == name
-        own = values_of(model, modules)
+        own = {name for name in model.state_dict() if name.startswith(tuple(f"{module}." for module in modules))}
         assert changed(model, copy) == seen | own and changed(model, alone) == own
         assert all(torch.equal(alone.state_dict()[key], last[key]) for key in own)
         seen |= own
@@ -87,21 +77,17 @@ def test_cascading_forgets_more_and_more_and_independent_one_step_alone(model):
         list(randomised(model, mode="both"))
 
 
-def test_original_modes_and_random_state_stay(model):
+def test_original_modes_and_random_state_stay_and_the_seed_decides(model):
     model.train()
     model.requires_grad_(False)
-    before, state = deepcopy(model), torch.get_rng_state()
+    before, random = deepcopy(model), torch.get_rng_state()
     for _, copy in (*randomised(model), *randomised(model, mode="independent")):
-        assert torch.equal(torch.get_rng_state(), state)
+        assert torch.equal(torch.get_rng_state(), random)
         assert all(module.training for module in copy.modules())
         assert not any(parameter.requires_grad for parameter in copy.parameters())
     assert not changed(model, before)
-
-
-def test_seeds():
-    model = MODELS["softcam"]()
     first, again, other = (list(randomised(model, seed=seed))[-1][1] for seed in (0, 0, 1))
-    assert not changed(first, again) and "features.conv1.weight" in changed(first, other)
+    assert not changed(first, again) and changed(first, other)
 
 
 def test_new_values_are_those_of_a_start():
@@ -112,23 +98,19 @@ def test_new_values_are_those_of_a_start():
     norm = copy.layer4[1].bn1
     assert [norm.weight.unique().item(), norm.bias.unique().item()] == [1, 0]
     assert [norm.running_mean.unique().item(), norm.running_var.unique().item(), norm.num_batches_tracked] == [0, 1, 0]
-    pair = list(randomised(settled(MODELS["pair"]())))[-1][1]
-    assert pair.explainer.bn.bias.item() == 3
+    own = explainer_classifier("compact", 2, width=4, channels=(4, 8, 8), init_bias=2.0)
+    pair = list(randomised(settled(own)))[-1][1]
+    assert pair.explainer.bn.bias.item() == 2
     assert pair.explainer.project.weight.std() < 0.01
     assert pair.explainer(torch.rand(2, 3, 32, 32)).flatten(1).std(1).min() > 0
 
 
-class Scale(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.scale = nn.Parameter(torch.arange(6.0).reshape(2, 3))
-
-
 def test_parameters_without_a_start_are_permuted():
-    model = nn.Sequential(Scale(), nn.Linear(3, 2))
-    scale = list(randomised(model))[-1][1][0].scale
-    assert not torch.equal(scale, model[0].scale)
-    assert torch.equal(scale.flatten().sort().values, torch.arange(6.0))
+    scale = nn.Module()
+    scale.values = nn.Parameter(torch.arange(6.0).reshape(2, 3))
+    found = list(randomised(nn.Sequential(scale, nn.Linear(3, 2))))[-1][1][0].values
+    assert not torch.equal(found, scale.values)
+    assert torch.equal(found.flatten().sort().values, torch.arange(6.0))
 
 
 def test_similarity_by_hand():
@@ -142,41 +124,23 @@ def test_similarity_by_hand():
     assert similarity(spike[:1], spike[1:2])["spearman"].item() == pytest.approx(-1 / 63)
 
 
-def slow_ssim(a, b, window: int = 11) -> float:
+def ssim(a, b):
+    """Wang et al. 2004, eq. 13, by scipy's Gaussian window of 11 x 11, where it fits into the map."""
+    mean = partial(gaussian_filter, sigma=1.5, radius=5)
     a, b = ((m - m.min()) / (m.max() - m.min()) for m in (a, b))
-    gauss = [math.exp(-((i - window // 2) ** 2) / 4.5) for i in range(window)]
-    weights, values = torch.outer(*2 * [torch.tensor(gauss).double()]), []
-    weights /= weights.sum()
-    for top in range(len(a) - window + 1):
-        for left in range(a.shape[1] - window + 1):
-            x, y = (m[top : top + window, left : left + window] for m in (a, b))
-            ma, mb = (weights * x).sum(), (weights * y).sum()
-            va, vb, cov = ((weights * (u - p) * (v - q)).sum() for u, p, v, q in
-                           ((x, ma, x, ma), (y, mb, y, mb), (x, ma, y, mb)))  # fmt: skip
-            values.append((2 * ma * mb + 1e-4) * (2 * cov + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4)))
-    return sum(values).item() / len(values)
+    ma, mb = mean(a), mean(b)
+    va, vb, cov = mean(a * a) - ma**2, mean(b * b) - mb**2, mean(a * b) - ma * mb
+    found = (2 * ma * mb + 1e-4) * (2 * cov + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))
+    return found[5:-5, 5:-5].mean()
 
 
-def test_structural_similarity_restated_slowly():
+def test_structural_similarity_is_its_definition():
     a = torch.randn(2, 12, 14)
     b = (0.5 * a + torch.randn(2, 12, 14)).mul(4).round()  # with ties
-    expected = [slow_ssim(x, y) for x, y in zip(a.double(), b.double(), strict=True)]
-    assert similarity(a, b)["ssim"].tolist() == pytest.approx(expected)
+    expected = [ssim(x, y) for x, y in zip(a.double().numpy(), b.double().numpy(), strict=True)]
+    for one, other in ((a, b), (b, a), (3 * a - 1, b)):
+        assert similarity(one, other)["ssim"].tolist() == pytest.approx(expected, abs=1e-5)
     assert similarity(a[:, :10], b[:, :10])["ssim"].isnan().all()  # no place for the window
-
-
-@settings(max_examples=20)
-@given(st.integers(0, 1000), st.floats(0.1, 10), st.floats(-5, 5))
-def test_similarity_is_symmetric_bounded_and_blind_to_scale(seed, scale, shift):
-    generator = torch.Generator().manual_seed(seed)
-    a, b = torch.randn(2, 3, 12, 11, generator=generator, dtype=torch.float64)
-    got, swapped, moved = similarity(a, b), similarity(b, a), similarity(scale * a + shift, b)
-    for key, values in got.items():
-        torch.testing.assert_close(values, swapped[key])
-        assert (values.abs() <= 1 + 1e-9).all()
-        if key != "spearman_abs":
-            torch.testing.assert_close(values, moved[key])
-    torch.testing.assert_close(got["ssim"][1:], similarity(a[1:], b[1:])["ssim"])
 
 
 def test_constant_and_undefined_maps():
@@ -190,33 +154,23 @@ def test_constant_and_undefined_maps():
     assert all(values[0].item() == pytest.approx(1) for values in got.values())
 
 
-def test_maps_of_other_shapes_are_refused():
-    with pytest.raises(ValueError, match=r"others: expected maps of shape \(2, 8, 8\), got .* of \(1, 8, 8\)"):
-        similarity(torch.rand(2, 8, 8), torch.rand(1, 8, 8))
-
-
 IMAGES, TARGETS = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(2)), torch.tensor([0, 1, 0, 1])
 
 
-def edges(_: nn.Module) -> torch.Tensor:
-    grey = IMAGES.mean(1)
-    return (grey - grey.roll(1, 1)).abs() + (grey - grey.roll(1, 2)).abs()
-
-
-@pytest.mark.parametrize("mode", ["cascading", "independent"])
-def test_maps_that_ignore_the_model_are_marked(mode):
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("method", ["random", "edge_map"])
+def test_maps_that_ignore_the_model_are_marked(method, mode):
     model = MODELS["blackbox"]()
-    for maps in (edges, lambda model: explain("random", model, IMAGES, TARGETS)):
-        result = parameter_randomisation(maps, model, mode, groups=3)
-        assert list(result) == list(layers(model, 3))
-        assert unchanged(result) is True
-        assert all(values.shape == (4,) and values.allclose(torch.ones(4).double()) for values in result["fc"].values())
+    result = parameter_randomisation(lambda model: explain(method, model, IMAGES, TARGETS), model, mode, groups=3)
+    assert list(result) == list(layers(model, 3))
+    assert unchanged(result) is True
+    assert all(values.shape == (4,) and values.allclose(torch.ones(4).double()) for values in result["fc"].values())
 
 
 @pytest.mark.parametrize(
     "kind, method", [("blackbox", "gradcam"), ("softcam", "evidence"), ("pair", "explainer"), ("pair", "saliency")]
 )
-def test_maps_of_the_model_are_not(kind, method):
+def test_maps_that_need_the_model_are_not(kind, method):
     torch.manual_seed(0)
     result = parameter_randomisation(lambda model: explain(method, model, IMAGES, TARGETS), MODELS[kind](), groups=4)
     assert unchanged(result) is False

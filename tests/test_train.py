@@ -1,21 +1,20 @@
 """What a training leaves, and that the same recipe leaves the same."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
-from own_images import edit_table, own_images, own_recipe
+from own_images import SPLITS, edit_card, edit_table, own_images, own_recipe, same_weights
 from safetensors.torch import load_file
 from tiny_recipes import PHASES
 from torch.nn import functional as F
 
 from lib import phase
+from lib.evaluate import evaluate
+from lib.maps import explain_and_keep
 from lib.run import build_model
+from lib.table import at, load, summary
 from lib.train import phase_warnings, train
-
-
-def same_weights(one, two):
-    one, two = (load_file(run.dir / "best.safetensors") for run in (one, two))
-    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
 def test_the_same_recipe_gives_the_same_bits(tiny, trained):
@@ -41,7 +40,7 @@ def test_each_option_reaches_the_optimiser(tiny, changes, same):
     plain = {"limit": {"train": 21, "val": 8, "test": 1}, "epochs": 1, "method": "blackbox"}
     plain |= {"optimizer": "sgd", "schedule": "none", "lr": 0.1}
     name = "-".join(f"{key}-{value}" for key, value in changes.items())
-    both = [train(tiny(name=f"{kind}-{name}", **plain, **given)) for kind, given in (("a", {}), ("b", changes))]
+    both = [train(tiny(**plain, name="plain")), train(tiny(**plain, **changes, name=name))]
     one, two = (load_file(run.dir / "last.safetensors")["fc.weight"] for run in both)
     assert torch.allclose(one, two, atol=1e-6) == same
 
@@ -62,15 +61,6 @@ def test_every_seed_phase_and_epoch_has_an_order_and_draws_of_its_own(tiny, monk
     assert (len(orders), len(draws)) == (2 * 2 * 3 * 2, 2 * 3)
 
 
-def test_what_belongs_to_other_weights_is_deleted(tiny, capsys):
-    run = train(tiny(name="fresh"))
-    run.write_maps({"random": torch.zeros(1, 2, 2)}, run.images(1))
-    (run.dir / "table.parquet").write_bytes(b"")
-    assert train(tiny(name="fresh", width=5)).history["epoch"].tolist() == [0, 1, 2]
-    assert not [name for name in ("maps.safetensors", "maps.json", "table.parquet") if (run.dir / name).exists()]
-    assert "fresh: trained anew: width: 5 (trained with 4)" in capsys.readouterr().out
-
-
 def test_history_has_every_epoch_of_every_phase(trained):
     history = trained["explainer"].history
     phases = [("classifier", 0), ("classifier", 1), ("classifier", 2), ("explainer", 0), ("explainer", 1), ("joint", 0)]
@@ -84,21 +74,40 @@ def test_history_has_every_epoch_of_every_phase(trained):
     assert "val_penalty" in trained["softcam"].history
 
 
-@pytest.mark.parametrize(("split", "rows"), [("val", range(12, 18)), ("train", range(12))])
-def test_an_area_under_the_curve_without_one_of_the_classes_is_undefined(tmp_path, split, rows):
+@pytest.mark.parametrize(
+    ("split", "rows", "checkpoint"),
+    [("val", range(12, 18), "loss"), ("val", range(12, 18), "accuracy"), ("train", range(12), "loss")],
+)
+def test_an_area_under_the_curve_without_one_of_the_classes_is_undefined(tmp_path, split, rows, checkpoint):
     own_images(tmp_path)
     edit_table(tmp_path, "label", dict.fromkeys(rows, "1"))
-    history = train(own_recipe(tmp_path)).history
+    history = train(own_recipe(tmp_path, checkpoint=checkpoint)).history
     other = {"val": "train", "train": "val"}[split]
     assert history[f"{split}_auc"].isna().all() and history[f"{other}_auc"].between(0, 1).all()
     assert history[[f"{split}_accuracy", f"{other}_accuracy"]].notna().all(axis=None)
 
 
-def test_a_score_needs_validation_images_of_every_class(tiny):
-    recipe = tiny(name="absent", checkpoint="sensitivity", limit={"train": 8, "val": 1, "test": 1})
-    with pytest.raises(ValueError, match=r"checkpoint: 'sensitivity' needs validation images of .* got none of '"):
-        train(recipe)
-    assert train(recipe.replace(checkpoint="accuracy", epochs=1)).finished
+def test_three_classes_without_masks_are_trained_explained_and_evaluated(tmp_path):
+    own_images(tmp_path)
+    edit_card(tmp_path, classes=["a", "b", "c"], annotation="none")
+    rows = range(len(SPLITS))
+    edit_table(tmp_path, "label", {i: str(i % 3) for i in rows})
+    edit_table(tmp_path, "patient", {i: f"p{i // 3}" for i in rows})
+    edit_table(tmp_path, "mask", dict.fromkeys(rows, ""))
+    measured = {"faithfulness_count": 3, "aopc_steps": 4, "deletion_steps": 3, "resamples": 30, "ig_steps": 4}
+    run = train(own_recipe(tmp_path, explain_count=6, **measured))
+    assert not run.images(6)["has_mask"].any()
+    explain_and_keep(run)
+    evaluate(run)
+    table = load(tmp_path / "runs")
+    assert not table["synthetic"].any()
+    assert at(table, "probability", "all")["k"].unique().tolist() == [0, 1, 2]
+    auc = {name: at(table, name)["value"].item() for name in ("auc_low", "auc", "auc_high")}
+    assert auc["auc_low"] <= auc["auc"] <= auc["auc_high"]
+    evidence = table[table["method"] == "evidence"]
+    (found,) = summary(at(evidence, "activation_precision")).itertuples()
+    assert (np.isnan(found.value), found.used, found.undefined) == (True, 0, 6)
+    assert len(summary(at(evidence, "aopc", "all"))) == 5
 
 
 def test_frozen_parts_do_not_move(trained):
@@ -135,29 +144,34 @@ def test_evolution_keeps_the_fixed_images_after_each_epoch(trained):
     assert trained["blackbox"].evolution == {}
 
 
-def test_early_stopping_and_augmentation(tiny):
-    run = train(tiny(name="early", epochs=30, patience=1, lr=1.0, optimizer="sgd", schedule="none", augment="xml"))
+def test_early_stopping_and_augmentation_and_bf16_that_keeps_weights_in_float32(tiny):
+    options = {"patience": 1, "lr": 1.0, "optimizer": "sgd", "schedule": "none", "augment": "xml", "precision": "bf16"}
+    run = train(tiny(name="early", epochs=30, **options))
     assert len(run.history) < 31
-
-
-def test_bf16_keeps_weights_in_float32(tiny):
-    run = train(tiny(name="bf16", precision="bf16", epochs=1))
     assert all(v.dtype in (torch.float32, torch.int64) for v in load_file(run.dir / "best.safetensors").values())
 
 
-def test_phase_warnings():
-    def history(classifier, explainer):
-        rows = [("classifier", v, 1.0, v) for v in classifier] + [("explainer", 0.1, v, v) for v in explainer]
-        return pd.DataFrame(rows, columns=["phase", "train_classification", "train_explanation", "val_loss"])
+@pytest.mark.parametrize(
+    ("classifier", "explainer", "said"),
+    [
+        ([1.0, 0.25], [1.0, 0.1], []),
+        ([1.0, 0.2, 0.9], [1.0, 0.1], []),  # the state of lowest validation loss counts
+        ([1.0, 0.8], [1.0, 0.5], ["classification loss at 80% of its first value (asked: 15% to 35%)", "loss at 50%"]),
+        ([1.0, 0.02], [1.0, 0.1], ["'classifier' ended with the classification loss at 2% of its first value (asked"]),
+        ([1.0, 0.2], [1.0, 0.0], ["at 0% of its first value, an empty heatmap (asked: 0% to 20%)"]),
+    ],
+)
+def test_phase_warnings(classifier, explainer, said):
+    rows = [("classifier", v, 1.0, v) for v in classifier] + [("explainer", 0.1, v, v) for v in explainer]
+    columns = ["phase", "train_classification", "train_explanation", "val_loss"]
+    found = phase_warnings(pd.DataFrame(rows, columns=columns))
+    assert len(found) == len(said) and all(part in one for part, one in zip(said, found, strict=True))
+    assert phase_warnings(pd.DataFrame([("softcam", 1.0, 1.0, 1.0)] * 2, columns=columns)) == []
 
-    assert phase_warnings(history([1.0, 0.25], [1.0, 0.1])) == []
-    slow = phase_warnings(history([1.0, 0.8], [1.0, 0.5]))
-    assert len(slow) == 2
-    assert "'classifier' ended with the classification loss at 80%" in slow[0]
-    assert (
-        "0% of its first value, an empty heatmap (asked: 0% to 20%)"
-        in phase_warnings(history([1.0, 0.2], [1.0, 0.0]))[0]
-    )
-    assert "at 2% of its first value (asked: 15% to 35%)" in phase_warnings(history([1.0, 0.02], [1.0, 0.1]))[0]
-    assert phase_warnings(history([1.0, 0.2, 0.9], [1.0, 0.1])) == []  # the state of lowest validation loss counts
-    assert phase_warnings(pd.DataFrame({"phase": ["softcam"] * 2, "train_classification": [1.0, 1.0]})) == []
+
+def test_a_hybrid_loss_needs_annotated_images(tmp_path):
+    own_images(tmp_path)
+    edit_table(tmp_path, "mask", dict.fromkeys(range(len(SPLITS)), ""))
+    with pytest.raises(ValueError, match=r"^hybrid: expected training images with a mask or boxes, .* has none$"):
+        train(own_recipe(tmp_path, **{**PHASES, "hybrid": True}))
+    assert not (tmp_path / "runs").exists()

@@ -28,6 +28,7 @@ def features_and_gradients(task: Task, images: Tensor, index: Tensor | slice = s
 
 
 def weighted(weights: Tensor, features: Tensor) -> Tensor:
+    """ReLU(sum_k w_k A_k): (n, C) and (n, C, h, w) -> (n, h, w)."""
     return torch.einsum("nc,nchw->nhw", weights, features).relu()
 
 

@@ -10,6 +10,7 @@ from lib.models import to_softcam
 
 
 def said(task: Task, name: str, what: str) -> tuple[Tensor, Tensor]:
+    """Logits (n, K) and the field `name` of what the model puts out; TypeError where it has none."""
     output = task.model(task.images)
     if not hasattr(output, name):
         raise task.refusal(f"with {what}")

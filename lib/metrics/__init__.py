@@ -1,4 +1,4 @@
-"""Metrics of classifiers and of their explanations: pure functions, tensors in, tensors out, NaN where undefined."""
+"""Metrics of classifiers and explanations, tensors in and out: NaN where undefined, ValueError for wrong arguments."""
 
 # isort: skip_file
 from lib.metrics.classification import classification_metrics

@@ -186,8 +186,9 @@ def faithfulness_correlation(
     """(N,) in [-1, 1], higher is better: Pearson correlation over `runs` random sets S of `subset` tiles, the same for
     all images and methods, between the sum of the map over S and the drop f(x) - f(x with S replaced) (Bhatt et al.
     2020, eq. 1; black: sensitivity-n of Ancona et al. 2018, 1 for input x weight of a linear model). NaN for a constant
-    map, sums that do not vary, or an output that varies by less than 1e-6."""
-    perturbed = Perturbation(predict, images, maps, targets, tile, fill, seed)
+    map, sums that do not vary, or an output that varies by less than 1e-6. Maps (M, N, H, W): (M, N), f asked once."""
+    check_perturbed(images, (several := maps.reshape(-1, *maps.shape[-3:]))[0], targets)
+    perturbed = Perturbation(predict, images, torch.zeros_like(images[:, 0]), targets, tile, fill, seed)
     check("subset", subset < perturbed.tiles, f"fewer than the {perturbed.tiles} tiles of an image", subset)
     drawn = torch.rand(runs, perturbed.tiles, generator=torch.Generator().manual_seed(seed)).argsort(1)[:, :subset]
     chosen = torch.zeros(1 + runs, perturbed.tiles, dtype=torch.bool)  # none in the first row
@@ -203,4 +204,5 @@ def faithfulness_correlation(
         pearson = F.cosine_similarity(*(x - x.mean(1, keepdim=True) for x in (sums, drops)), dim=1, eps=0)
         return pearson.clamp(-1, 1).masked_fill(~varies, NAN)
 
-    return in_parts(correlation, check_maps("maps", maps), answers).float()
+    found = [in_parts(correlation, check_maps("maps", one), answers).float() for one in several]
+    return torch.stack(found).view(maps.shape[:-2])

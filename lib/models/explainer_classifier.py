@@ -15,7 +15,7 @@ class Explainer(nn.Module):
     """U-Net from images (N, C, H, W) to a heatmap z (N, 1, H, W) in [0, 1]: `z = relu(tanh(bn(conv1x1(decoder))))`.
 
     channels: of the levels, from the image inwards; on the way up, each adds the encoder's output. init_bias: of the
-    batch normalisation; above 1, z is nearly white at first (tanh 3 = 0.995). Weights start He-normal, since torch's
+    batch normalisation: z starts at its tanh (of 3: 0.995, nearly white). Weights start He-normal, since torch's
     smaller default lets the deep levels' signal fade, the last convolution small, so that the untrained z is even.
     Raises ValueError for sides that are no multiples of 2 ** len(channels).
     """
@@ -27,7 +27,7 @@ class Explainer(nn.Module):
         outwards = (channels[-1], *channels[::-1])
         self.upsample = nn.ModuleList(nn.ConvTranspose2d(i, o, 2, stride=2) for i, o in pairwise(outwards))
         self.decoder = nn.ModuleList(double_conv(width, width) for width in outwards[1:])
-        self.project, self.bn = nn.Conv2d(channels[0], 1, 1), nn.BatchNorm2d(1)
+        self.project, self.bn, self.init_bias = nn.Conv2d(channels[0], 1, 1), nn.BatchNorm2d(1), init_bias
         nn.init.constant_(self.bn.bias, init_bias)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):  # std by the inputs of an output pixel

@@ -34,7 +34,7 @@ class SoftCAM(nn.Module):
 
 
 def head_of(model: nn.Module) -> nn.Module:
-    """What stands before a new evidence layer: in a VGG its fully connected layers, made convolutional."""
+    """What stands before a new evidence layer: in a VGG new convolutions in place of its fully connected layers."""
     if isinstance(model, VGG):
         first, second = nn.Conv2d(512, 4096, 1), nn.Conv2d(4096, 4096, 1)
         return nn.Sequential(first, nn.ReLU(), nn.Dropout(), second, nn.ReLU(), nn.Dropout())

@@ -35,10 +35,7 @@ def read_claims(path: str | Path = CLAIMS) -> list[dict[str, Any]]:
     return entries
 
 
-def values(
-    table: pd.DataFrame, variant: str, method: str, metric: str, k: float | str = 0, judge: str = "own",
-    label: int | None = None,
-) -> pd.DataFrame:  # fmt: skip
+def values(table, variant: str, method: str, metric: str, k=0, judge="own", label: int | None = None) -> pd.DataFrame:
     """(unit, image) x seed, of all images or of those of a class."""
     rows = at(table[(table["variant"] == variant) & (table["method"] == method)], metric, k, judge)
     labels = at(table, "label")
@@ -71,7 +68,13 @@ def tested(table: pd.DataFrame, claim: dict[str, Any]) -> dict[str, Any] | None:
 
 def claims(table: pd.DataFrame, path: str | Path = CLAIMS) -> pd.DataFrame:
     """A row per claim and data set where it can be tested: claim, dataset, against, difference (times the claim's
-    sign), low, high, used (images), verdict; of the `main` rows."""
+    sign), low, high, used (images), verdict; of the `main` rows. Of a variant with several recipes none is: it says so.
+    """
+    several = table["variant"].astype(str)[table["main"] & table["variant"].str.contains("(", regex=False)].unique()
+    if len(several):
+        print(
+            f"No claim is tested of {', '.join(several)}: several recipes of a variant; load those to be tested alone."
+        )
     parts = dict(list(table[table["main"]].groupby("dataset", observed=True, sort=False)))
     pairs = [(claim, dataset) for claim in read_claims(path) for dataset in parts]
     made = [({"claim": claim["name"], "dataset": dataset}, tested(parts[dataset], claim)) for claim, dataset in pairs]

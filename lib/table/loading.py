@@ -2,7 +2,7 @@
 
 A run's table.parquet (lib.evaluate) has the columns
 method       a name of lib.explain.METHODS; `classification`: of the model itself; `masks`: of the annotated regions
-metric       as lib.metrics calls it
+metric       as lib.metrics or lib.evaluate calls it
 judge        own | twin: whose prediction
 resolution   image | evidence: at which the map was read
 split, image, patient   image and patient are empty for a number of all images, patient where it is not known
@@ -37,6 +37,8 @@ MAIN = (  # post-hoc methods of figures that cannot show all: the papers' own co
     "gradcam", "scorecam", "layercam", "integrated_gradients", "guided_backprop", "lrp", "random",
 )  # fmt: skip
 
+SETTINGS = "patch", "topk", "aopc_tile", "aopc_steps", "perturbation", "deletion_steps", "deletion_fill"
+
 
 def rows(
     values: Mapping[str, Tensor | tuple[Tensor, Sequence[float]]],
@@ -61,14 +63,23 @@ def load(runs_dir: str | Path, recipes: Sequence[str] | None = None, seeds: int 
     """The tables of all evaluated runs of a folder, or of the recipes named and of seeds below `seeds`.
 
     A data set with several architectures is one per architecture; recipes of one variant are told apart by their
-    names. ValueError without a run, or where runs of a data set were measured on different images.
+    names. ValueError without a run, or where runs of a data set differ in SETTINGS or images.
     """
     runs = [Run.load(path.parent) for path in sorted((PROJECT / runs_dir).glob("*/table.parquet"))]
     runs = [run for run in runs if recipes is None or run.recipe.name in recipes]
     runs = [run for run in runs if seeds is None or run.recipe.seed < seeds]
     if not runs:
         raise ValueError(f"runs_dir: no evaluated run in {runs_dir}; make one with notebooks/04_evaluate.ipynb")
-    return joined([run.table for run in runs], [constants(run) for run in runs])
+    about, first = [constants(run) for run in runs], {}
+    for run, one in zip(runs, about, strict=True):
+        if not (one["sweep"] or one["permuted"]):
+            own = {key: getattr(run.recipe, key) for key in SETTINGS}
+            name, theirs = first.setdefault(one["dataset"], (run.dir.name, own))
+            if other := ", ".join(key for key in own if own[key] != theirs[key]):
+                raise ValueError(
+                    f"runs: {name} and {run.dir.name} were measured with another {other}; run 04 of both again"
+                )
+    return joined([run.table for run in runs], about)
 
 
 def constants(run: Run) -> dict[str, Any]:

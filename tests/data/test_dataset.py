@@ -7,14 +7,12 @@ from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 
 from lib.data import ImageDataset, augmentation, load_manifest, read_image
-from lib.data.manifest import COLUMNS
 
 
-def image_of(tmp_path, pixels, **cells):
+def image_of(tmp_path, pixels, boxes=""):
     """The rows of one image."""
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    row = {"label": 1, "split": "train", "width": pixels.shape[1], "height": pixels.shape[0], "image": "a.png", **cells}
-    frame = pd.DataFrame([{column: row.get(column, "") for column in COLUMNS}])
+    frame = pd.DataFrame([{"image": "a.png", "label": 1, "mask": "", "boxes": boxes}])
     frame.attrs["root"] = str(tmp_path)
     return frame
 

@@ -1,19 +1,21 @@
+"""A manifest: what is checked of it, the order in which its rows are given out, the hash by which a run knows them."""
+
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
+from source_trees import build, write
 
 from lib import PROJECT
-from lib.data import load_description, load_manifest
-from lib.data.manifest import parse_boxes
+from lib.data import fair_order, load_description, load_manifest, manifest_hash, ready
+from lib.data.manifest import COLUMNS, parse_boxes
 
 
 @pytest.mark.parametrize("name", ["chest", "digits", "fundus", "shapes"])
 def test_committed_manifests_pass_every_check(name):
     description, frame = load_description(name), load_manifest(name, root="elsewhere")
     assert description.synthetic and description.patch == 8 and description.generator["seed"] == 0
-    assert frame.groupby("split").size().to_dict() == description.counts
     assert frame.attrs["name"] == name and frame.attrs["root"].endswith("elsewhere")
     assert load_manifest(name).attrs["root"] == str(PROJECT / "datasets" / name)
     for _, split in frame.groupby("split"):
@@ -32,35 +34,32 @@ def test_one_split_and_types(own):
 
 
 SHA = "0" * 64
-WRONG = {
-    "label word": ({(1, "label"): "x"}, r"line 3, column label: 'x': expected a whole number from 0"),
-    "label range": ({(1, "label"): "2"}, r"line 3, column label: 2: expected one of the 2 classes"),
-    "split": ({(0, "split"): "dev"}, r"line 2, column split: 'dev': expected train, val or test"),
-    "width": ({(0, "width"): "0"}, r"line 2, column width: '0': expected a whole number from 1"),
-    "sha": ({(0, "sha256"): "abc"}, r"line 2, column sha256: 'abc': expected 64 hexadecimal digits"),
-    "mask sha": ({(0, "mask_sha256"): "abc"}, "line 2, column mask_sha256: 'abc': expected 64 hexadecimal .*, or none"),
-    "empty": ({(0, "image"): ""}, r"line 2, column image: '': expected a path inside"),
-    "up": ({(2, "mask"): "../m.png"}, r"line 4, column mask: '../m.png': expected a path inside the data set's root"),
-    "absolute": ({(2, "image"): "/m.png"}, r"line 4, column image: '/m.png': expected a path inside"),
-    "boxes json": ({(2, "boxes"): "[[1"}, r"line 4, column boxes: '\[\[1': expected a JSON list of"),
-    "boxes three": ({(2, "boxes"): "[[1,2,3]]"}, r"line 4, column boxes: .* expected a JSON list of"),
-    "boxes word": ({(2, "boxes"): '[["1",2,3,4]]'}, r"line 4, column boxes: .* expected a JSON list of"),
-    "boxes out": ({(2, "boxes"): "[[60,0,5,5]]"}, r"line 4, column boxes: .* inside the image of 64 x 64 pixels"),
-    "patient": (
-        {(0, "patient"): "p", (6, "patient"): "p"},
-        r"line 8, column patient: 'p': in val, but already in train on line 2",
-    ),
-    "same image": (
-        {(0, "sha256"): SHA, (9, "sha256"): SHA},
-        rf"line 11, column sha256: '{SHA}': in test, but already in train on line 2",
-    ),
-    "twice": ({(0, "sha256"): SHA, (1, "sha256"): SHA}, r"line 3, column sha256: .* in train, but already in train"),
-    "same path": ({(1, "image"): "images/train/00000.png"}, r"line 3, column image: .* already in train on line 2"),
-    "counts": ({(5, "split"): "val"}, r"column split: 5 rows of 'train': expected 6"),
-}
 
 
-@pytest.mark.parametrize(("cells", "message"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ({(1, "label"): "x"}, "line 3, column label: 'x': expected a whole number from 0"),
+        ({(1, "label"): "2"}, "line 3, column label: 2: expected one of the 2 classes"),
+        ({(0, "split"): "dev"}, "line 2, column split: 'dev': expected train, val or test"),
+        ({(0, "width"): "0"}, "line 2, column width: '0': expected a whole number from 1"),
+        ({(0, "sha256"): "abc"}, "line 2, column sha256: 'abc': expected 64 hexadecimal digits"),
+        ({(0, "mask_sha256"): "abc"}, "line 2, column mask_sha256: 'abc': expected 64 hexadecimal .*, or none"),
+        ({(0, "image"): ""}, "line 2, column image: '': expected a path inside"),
+        ({(2, "mask"): "../m.png"}, r"line 4, column mask: '../m.png': expected a path inside the data set's root"),
+        ({(2, "image"): "/m.png"}, "line 4, column image: '/m.png': expected a path inside"),
+        ({(2, "boxes"): "[[1"}, r"line 4, column boxes: '\[\[1': expected a JSON list of"),
+        ({(2, "boxes"): "[[60,0,5,5]]"}, "line 4, column boxes: .* inside the image of 64 x 64 pixels"),
+        ({(0, "patient"): "p", (6, "patient"): "p"}, "line 8, column patient: 'p': in val, but already in train on"),
+        ({(0, "sha256"): SHA, (9, "sha256"): SHA}, f"line 11, column sha256: '{SHA}': in test, but already in train"),
+        (
+            {(0, "sha256"): SHA, (1, "sha256"): SHA},
+            "line 3, column sha256: .* in train, but already in train on line 2",
+        ),
+        ({(1, "image"): "images/train/00000.png"}, "line 3, column image: .* already in train on line 2"),
+        ({(5, "split"): "val"}, "column split: 5 rows of 'train': expected 6"),
+    ],
+)
 def test_a_failed_check_names_file_line_column_and_value(edit, cells, message):
     path = edit(cells)
     with pytest.raises(ValueError, match=message) as error:
@@ -69,21 +68,18 @@ def test_a_failed_check_names_file_line_column_and_value(edit, cells, message):
 
 
 def test_all_problems_at_once_up_to_twenty(edit):
-    path = edit({(0, "label"): "7", (1, "split"): "dev", (2, "boxes"): "[1]"})
-    with pytest.raises(ValueError, match="3 problem") as error:
-        load_manifest(path)
-    assert re.findall(r"line \d", str(error.value)) == ["line 2", "line 3", "line 4"]
     path = edit({(row, column): "?" for row in range(13) for column in ("split", "width")})
     with pytest.raises(ValueError, match="26 problem") as error:
         load_manifest(path)
-    assert len(str(error.value).splitlines()) == 22 and str(error.value).endswith("... and 6 more")
+    lines = str(error.value).splitlines()
+    assert len(lines) == 22 and lines[-1].strip() == "... and 6 more"
+    assert re.findall(r"line \d+", " ".join(lines[1:5])) == ["line 2", "line 2", "line 3", "line 3"]
 
 
-def test_columns_missing_or_unknown(edit, own):
-    table = pd.read_csv(own.with_suffix(".csv"), dtype=str)
-    table.assign(age="3").drop(columns="mask").to_csv(own.with_suffix(".csv"), index=False)
+def test_columns_missing_or_unknown(edit):
+    path = edit({(0, "age"): "3"}, drop=["mask"])
     with pytest.raises(ValueError, match=r"own\.csv: columns missing or not known: age, mask; expected \['image', "):
-        load_manifest(own)
+        load_manifest(path)
 
 
 @pytest.mark.parametrize(
@@ -91,12 +87,10 @@ def test_columns_missing_or_unknown(edit, own):
     [
         ({"colour": "red"}, "colour\n.*Extra inputs are not permitted"),
         ({"mean": [0.5]}, r"own.yaml: mean, std: expected 3 values \(channels\), got \[0.5\]"),
-        ({"std": [0.5, 0.5, 0.0]}, "std"),
-        ({"mean": [0.5, float("nan"), 0.5]}, r"mean\.1\n.*finite number"),
+        ({"std": [0.5, 0.5, 0.0]}, r"std\.2\n.*greater than 0"),
         ({"std": [0.5, 0.5, float("inf")]}, r"std\.2\n.*finite number"),
         ({"mask_values": "half of it"}, r"mask_values\n.*'nonzero' or 'half'"),
-        ({"annotation": "polygon"}, "annotation"),
-        ({"counts": {"dev": 3}}, "counts"),
+        ({"counts": {"dev": 3}}, r"counts\.dev\..*\n.*'train', 'val' or 'test'"),
         ({"generator": {"seed": 1.5}}, "generator: expected a seed, a whole number from 0, got 1.5"),
     ],
 )
@@ -118,13 +112,60 @@ def test_unknown_names_and_splits_and_where_the_csv_may_lie(own):
         load_manifest(own)
 
 
-@pytest.mark.parametrize("content", [b"", b"image,label\n\xff\xfe,1\n"])
-def test_a_manifest_that_is_no_csv_is_named(own, content):
-    own.with_suffix(".csv").write_bytes(content)
-    with pytest.raises(ValueError, match=r"own.csv: expected a CSV in UTF-8: "):
-        load_manifest(own)
-
-
 def test_boxes_by_hand():
-    assert parse_boxes("") == []
+    assert parse_boxes("") == parse_boxes("[]") == []
     assert parse_boxes("[[0, 1.5, 2, 1]]") == [[0, 1.5, 2, 1]]
+
+
+def test_every_limit_of_a_listing_by_class_has_the_classes_in_proportion(tmp_path):
+    for i, name in enumerate(["healthy"] * 30 + ["mild"] * 9 + ["severe"]):
+        write(tmp_path / f"train/{name}/{i:02d}.png", i, (8, 8))
+    build("folder", tmp_path)
+    card = tmp_path / "dataset.yaml"
+    assert load_manifest(card)["label"].is_monotonic_increasing
+    whole = ready(card)
+    for most in (1, 2, 5, 10, 21, 39, 40):
+        frame = ready(card, limit={"train": most})
+        assert frame["image"].tolist() == whole["image"].tolist()[:most]
+        assert np.abs(np.bincount(frame["label"], minlength=3) - most * np.array([30, 9, 1]) / 40).max() < 1, most
+    assert whole["label"].tolist().index(2) in (19, 20)  # the only one of its class, in the middle
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 100, 401])
+def test_the_order_is_that_of_the_definition_and_any_prefix_is_fair(count):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame("", index=range(count), columns=COLUMNS)
+    hashes = [rng.bytes(32).hex() for _ in range(count)]
+    frame = frame.assign(label=rng.choice(3, count, p=[0.7, 0.25, 0.05]), split="train", sha256=hashes)
+    found = fair_order(frame)
+    keys = {}
+    for row in frame.itertuples():
+        of_class = sorted(frame.loc[frame["label"] == row.label, "sha256"])
+        keys[row.sha256] = ((of_class.index(row.sha256) + 0.5) / len(of_class), row.sha256)
+    assert found["sha256"].tolist() == sorted(keys, key=keys.get)
+    taken = np.cumsum(np.eye(3)[found["label"]], axis=0)
+    assert np.abs(taken - taken[-1] / count * np.arange(1, count + 1)[:, None]).max() < 1
+
+
+def test_the_order_does_not_depend_on_that_of_the_csv_and_rows_keep_their_index(own):
+    first, frame = ready(own), load_manifest(own)
+    assert list(first["split"].unique()) == ["train", "val", "test"]
+    ordered = fair_order(frame)
+    pd.testing.assert_frame_equal(ordered.sort_index(), frame)
+    assert ordered.attrs == frame.attrs and list(ordered.index) != list(frame.index)
+    table = pd.read_csv(own.with_suffix(".csv"), dtype=str, keep_default_na=False)
+    table.sample(frac=1, random_state=1).to_csv(own.with_suffix(".csv"), index=False)
+    assert load_manifest(own)["image"].tolist() != load_manifest(own)["image"].sort_values().tolist()
+    assert ready(own)["image"].tolist() == first["image"].tolist()
+    assert fair_order(first)["image"].tolist() == first["image"].tolist()
+
+
+def test_the_hash_is_of_content_and_not_of_order(own):
+    frame = ready(own)
+    found = manifest_hash(frame)
+    assert len(found) == 16 and int(found, 16) >= 0
+    assert manifest_hash(frame.sample(frac=1, random_state=0)) == found == manifest_hash(ready(own))
+    assert manifest_hash(frame[:-1]) != found
+    other = {"label": 1 - frame["label"], "split": frame["split"][::-1].to_numpy(), "width": 63, "height": 63}
+    for column in COLUMNS:
+        assert manifest_hash(frame.assign(**{column: other.get(column, "x")})) != found, column

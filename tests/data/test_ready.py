@@ -38,8 +38,8 @@ def decoded(monkeypatch):
     return paths
 
 
-def first_mask(own):
-    return next(path for path in load_manifest(own)["mask"] if path)
+def masks_of(own):
+    return [path for path in load_manifest(own)["mask"] if path]
 
 
 def test_what_is_missing_is_made_and_no_more(own, root):
@@ -48,8 +48,8 @@ def test_what_is_missing_is_made_and_no_more(own, root):
     frame = ready(own, limit={"train": 2, "val": 0})
     assert frame.groupby("split").size().to_dict() == {"test": 4, "train": 2}
     assert frame.attrs["root"] == str(root) and list(frame.index) == list(range(6))
-    assert len(list((root / "images").rglob("*.png"))) == 6
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*.png")}
+    assert len([path for path in before if "images" in path.parts]) == 6
     ready(own, limit={"train": 2, "val": 0})
     assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*.png")}
     assert len(ready(own)) == 13
@@ -59,21 +59,15 @@ def test_what_has_no_generator_cannot_be_made(edit, own, root):
     path = edit(generator=None, homepage="https://example.org/own")
     assert len(ready(path)) == 13
     (root / "images/val/00001.png").unlink()
-    mask = next(row.mask for row in load_manifest(own).itertuples() if row.mask and row.split == "train")
+    mask = masks_of(own)[0]
     (root / mask).unlink()
     with pytest.raises(FileNotFoundError, match=f"2 files missing, the first {mask}; .*https://example.org"):
-        ready(path)
-    path = edit(generator={"generator": "retina", "seed": 1})
-    with pytest.raises(
-        ValueError, match="generator's name: expected one of chest, digits, fundus, shapes, got 'retina'"
-    ):
         ready(path)
 
 
 @pytest.mark.parametrize("drop", [[], ["mask_sha256"]])
 def test_every_file_that_is_not_the_manifests_is_named(edit, own, root, drop):
-    frame = verify(load_manifest(edit(drop=drop)))
-    images, masks = list(frame["image"]), [path for path in frame["mask"] if path]
+    images, masks = list(verify(load_manifest(edit(drop=drop)))["image"]), masks_of(own)
     pixels = read_image(root / images[0])
     pixels[5, 7, 1] ^= 1
     Image.fromarray(pixels).save(root / images[0])
@@ -106,22 +100,13 @@ def test_an_image_that_is_made_otherwise_is_named(edit, root):
     ready(path, limit={"train": 2})
 
 
-def test_a_manifest_that_does_not_know_the_masks_gets_their_hashes(edit, own):
-    whole = ready(own)
-    assert ((whole["mask_sha256"] != "") == (whole["mask"] != "")).all() and (whole["mask"] != "").any()
-    table = own.with_suffix(".csv").read_text()
-    filled = ready(edit(drop=["mask_sha256"]))
-    assert (load_manifest(own)["mask_sha256"] == "").all() and filled.equals(whole)
-    assert table != own.with_suffix(".csv").read_text()
-
-
 def test_files_are_decoded_once_and_again_where_one_changed(own, root, decoded):
     ready(own)
     assert len(decoded) == len({*decoded}) == len(list(root.rglob("*.png")))
     decoded.clear()
     frame = ready(own)
     assert decoded == [] and (frame["mask_sha256"] != "").any()
-    image, mask = root / frame["image"][0], root / first_mask(own)
+    image, mask = root / frame["image"][0], root / masks_of(own)[0]
     for path in (image, mask):
         age(path, 5)
     verify(load_manifest(own))
@@ -140,18 +125,18 @@ def test_another_rule_for_masks_is_another_reading(edit, own, root, decoded):
     ready(own)
     decoded.clear()
     ready(edit(mask_values="half"))
-    assert sorted(decoded) == sorted(root / path for path in ready(own)["mask"] if path)
+    assert sorted(decoded) == sorted(root / path for path in masks_of(own))
 
 
-@pytest.mark.parametrize("content", ['{"half', "[]", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b'{"half', b"[]", b"\xff\xfe"])
 def test_a_damaged_memory_is_none(own, root, decoded, content):
     ready(own)
-    before = (root / MEMORY).read_text()
-    (root / MEMORY).write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = json.loads((root / MEMORY).read_text())
+    (root / MEMORY).write_bytes(content)
     decoded.clear()
     ready(own)
-    assert len(decoded) == len(list(root.rglob("*.png")))
-    assert json.loads((root / MEMORY).read_text()) == json.loads(before)
+    assert len(decoded) == len(before) == len(list(root.rglob("*.png")))
+    assert json.loads((root / MEMORY).read_text()) == before
 
 
 def test_a_root_that_cannot_be_written_to_is_checked_without_a_memory(own, root):

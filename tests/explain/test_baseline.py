@@ -28,10 +28,12 @@ def test_edge_map_is_scipys_sobel_of_the_grey_image():
     assert torch.allclose(found, torch.tensor(np.stack(expected)).float(), atol=1e-6)
 
 
-def test_edge_map_of_a_ramp_is_its_slope():
-    ramp = (3 * torch.arange(8.0)).expand(1, 3, 5, 8)
-    found = explain("edge_map", Net(), ramp, TARGETS[:1])
-    assert torch.allclose(found[0, :, 1:-1], torch.full((5, 6), 3.0))
+def test_random_is_uniform_and_depends_on_seed_and_image():
+    images, targets = torch.randn(4, 3, 12, 10), torch.zeros(4, dtype=torch.long)
+    maps = explain("random", Net(), images, targets)
+    assert not torch.equal(explain("random", Net(), images, targets, seed=1), maps)
+    assert len(maps.flatten(1).unique(dim=0)) == 4
+    assert maps.min() >= 0 and maps.max() < 1 and maps.mean().item() == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.parametrize("method", ["random", "centre_gaussian", "edge_map"])

@@ -9,33 +9,30 @@ from lib.explain.task import Task
 IMAGES, TARGETS = torch.linspace(-1, 1, 2 * 3 * 12 * 10).mul(9).sin().view(2, 3, 12, 10), torch.tensor([2, 0])
 
 
-def test_smoothgrad_without_noise_is_the_absolute_gradient():
-    model = Net()
-    expected = explain("saliency", model, IMAGES, TARGETS)
-    assert torch.allclose(explain("smoothgrad", model, IMAGES, TARGETS, noise=0, samples=3), expected, atol=1e-7)
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("saliency", lambda w, x: w.abs()),
+        ("smoothgrad", lambda w, x: w.abs()),  # whatever the noise
+        ("input_x_gradient", lambda w, x: w * x),
+        ("integrated_gradients", lambda w, x: w * x),
+        ("occlusion", lambda w, x: w * x),  # a window is a pixel here
+    ],
+)
+def test_a_linear_model_by_hand(method, expected):
+    model, x, targets = Linear(), torch.randn(3, 3, 4, 4), torch.tensor([1, 0, 1])
+    w = model.weight[targets].detach()
+    assert torch.allclose(explain(method, model, x, targets), expected(w, x).sum(1), atol=1e-5)
 
 
-def test_smoothgrad_of_a_linear_model_is_its_weights_whatever_the_noise():
-    model, images = Linear(), torch.randn(2, 3, 4, 4)
-    expected = model.weight[torch.tensor([1, 0])].detach().abs().sum(1)
-    assert torch.allclose(explain("smoothgrad", model, images, torch.tensor([1, 0])), expected, atol=1e-5)
-
-
-class Square(torch.nn.Module):
-    """Logits (sum of x^2, 0): the gradient is 2 x, so its mean over noisy copies shows the mean noise."""
-
-    def forward(self, x):
-        return torch.stack([(x**2).sum((1, 2, 3)), 0 * x.sum((1, 2, 3))], 1)
-
-
-def test_smoothgrads_noise_has_the_share_of_the_range_that_is_asked_for():
-    images = torch.zeros(1, 1, 40, 40)
-    images[0, 0, 0, 0], images[0, 0, 0, 1] = 3.0, -1.0
-    found = explain("smoothgrad", Square(), images, torch.tensor([0]), noise=0.2, samples=1)[0]
-    noise = found[1:] / 2  # |N(0, 0.2 * 4)|
-    assert noise.square().mean().sqrt().item() == pytest.approx(0.8, rel=0.06)
-    many = explain("smoothgrad", Square(), images, torch.tensor([0]), noise=0.2, samples=64)[0]
-    assert (many[1:] / 2).square().mean().sqrt().item() == pytest.approx(0.8 / 8, rel=0.06)
+def test_integrated_gradients_are_complete_and_agree_with_a_plain_sum():
+    model, x, start = Net().double().eval(), IMAGES.double(), torch.rand(1, 3, 12, 10).double()
+    maps = explain("integrated_gradients", model, x, TARGETS, steps=400, baseline=start).double()
+    change = (model(x) - model(start)).gather(1, TARGETS[:, None])[:, 0]
+    assert torch.allclose(maps.sum((1, 2)), change, atol=1e-3)
+    points = (torch.arange(2000).double()[:, None, None, None] + 0.5) / 2000
+    mean = gradient(lambda path: model(path)[:, 2].sum(), start + points * (x[:1] - start)).mean(0)
+    assert torch.allclose(maps[0], (mean * (x - start)[0]).sum(0), atol=1e-3)
 
 
 @pytest.mark.parametrize("method", ["deconvolution", "guided_backprop"])
@@ -60,13 +57,6 @@ def test_guided_gradcam_is_the_product_of_its_parts(make):
     expected = run("guided_backprop", model, images, targets) * run("gradcam", model, images, targets)
     assert expected.abs().sum() > 0
     assert torch.allclose(run("guided_gradcam", model, images, targets), expected, atol=1e-7)
-
-
-def test_occlusion_of_a_linear_model_by_hand():
-    """The drop of a window, here a pixel, is the sum of w * x in it."""
-    model, x = Linear().double(), torch.randn(1, 3, 4, 4).double()
-    expected = (model.weight[1].detach() * x[0]).sum(0)
-    assert torch.allclose(explain("occlusion", model, x, torch.tensor([1]))[0], expected.float(), atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(16, 24), (19, 33), (12, 7)])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import vgg
+from tiny_models import eventful, state, vgg
 from torchvision.models import vgg11_bn
 
 from lib import models
@@ -23,9 +23,9 @@ def refusal(method, kind, architecture):
     if kind != ONLY_ON.get(method, (kind, ""))[0]:
         return ONLY_ON[method][1]
     if architecture == "efficientnet_v2_s" and method in RELU:
-        return "SiLU"
+        return "(activations: SiLU, Sigmoid)"
     if architecture == "vgg-gated" and method == "lrp":
-        return "Sigmoid"
+        return "whose activations are all nn.ReLU, got PaperVGG (activations: ReLU, Sigmoid)"
     return "VGG" if method == "tte_cam" and "vgg" in architecture else None
 
 
@@ -48,15 +48,16 @@ def check(method, model, kind, architecture, images, targets):
 @pytest.fixture(scope="module")
 def compact():
     torch.manual_seed(0)
-    made = {name: kind("compact", 3, in_channels=1, width=8).eval() for name, kind in KINDS.items()}
+    made = {name: eventful(kind) for name, kind in KINDS.items()}
     made["explainer_classifier"].explainer.bn.bias.data.fill_(0.5)  # z is neither 0 nor 1
-    return made, torch.rand(5, 1, 32, 32), torch.tensor([2, 0, 1, 1, 0])
+    return made, torch.rand(5, 1, 32, 32, requires_grad=True), torch.tensor([2, 0, 1, 1, 0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_map_depends_on_its_image_and_target_alone(compact, method, kind):
+def test_a_map_depends_on_its_image_and_target_alone_and_nothing_is_changed(compact, method, kind):
     model, images, targets = compact[0][kind], *compact[1:]
+    before, pixels = state(model), images.detach().clone()
     maps = check(method, model, kind, "compact", images, targets)
     if maps is not None:
         assert METHODS[method].signed == bool((maps < 0).any())
@@ -66,6 +67,8 @@ def test_a_map_depends_on_its_image_and_target_alone(compact, method, kind):
         for found, expected in ((flipped, maps), (alone, maps[3:4])):
             assert torch.allclose(found / scale, expected / scale, atol=1e-5)
         assert explain(method, model, images[:0], targets[:0]).shape == (0, 32, 32)
+    assert state(model) == before
+    assert images.grad is None and torch.equal(images, pixels) and images.requires_grad
 
 
 BIG = [

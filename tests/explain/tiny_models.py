@@ -1,5 +1,6 @@
 """Models small enough to explain by hand."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -63,15 +64,11 @@ def vgg(kind="blackbox", classes=2, make=vgg11):
             module.reset_parameters()
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
-    widths = (512 * 49, 32, 32) if kind != "softcam" else (512, 32, 32)
-    layers = [
-        nn.Linear(i, o) if kind != "softcam" else nn.Conv2d(i, o, 1)
-        for i, o in zip(widths, (32, 32, classes), strict=True)
-    ]
-    head = nn.Sequential(*(m for layer in layers[:2] for m in (layer, nn.ReLU(), nn.Dropout())), layers[2])
+    layer, width = (partial(nn.Conv2d, kernel_size=1), 512) if kind == "softcam" else (nn.Linear, 512 * 49)
+    hidden = [layer(width, 32), nn.ReLU(), nn.Dropout(), layer(32, 32), nn.ReLU(), nn.Dropout()]
     if kind == "softcam":
-        return SoftCAM(model.features, head[:-1], head[-1])
-    model.classifier = head
+        return SoftCAM(model.features, nn.Sequential(*hidden), layer(32, classes))
+    model.classifier = nn.Sequential(*hidden, layer(32, classes))
     return model if kind == "blackbox" else ExplainerClassifier(Explainer(channels=(4, 4, 4)), model)
 
 
@@ -85,3 +82,26 @@ def run(method, model, images, targets, **more):
 def gradient(function, x):
     x = x.clone().requires_grad_()
     return torch.autograd.grad(function(x), x)[0]
+
+
+def eventful(kind):
+    """A small model in a state that nothing restores by luck: a layer in eval mode, one frozen, a gradient, a hook."""
+    model = kind("compact", 3, in_channels=1, width=8).train()
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d)).eval()
+    layers[0].weight.requires_grad_(False)
+    layers[1].weight.grad = torch.ones_like(layers[1].weight)
+    layers[2].register_forward_hook(lambda *_: None)
+    return model
+
+
+def state(model):
+    """All that `explain` could change: of the model, and the random state."""
+    return {
+        "modes": [(m.training, m._is_full_backward_hook) for m in model.modules()],
+        "flags": [p.requires_grad for p in model.parameters()],
+        "grads": [None if p.grad is None else p.grad.numpy().tobytes() for p in model.parameters()],
+        "hooks": [{k: dict(v) for k, v in vars(m).items() if "_hooks" in k} for m in model.modules()],
+        "values": {k: v.numpy().tobytes() for k, v in model.state_dict().items()},
+        "random": torch.get_rng_state().tolist(),
+    }

@@ -35,8 +35,6 @@ def test_imputation_against_a_dense_solve(seed, height, width, share):
     before = image.copy(), removed.copy()
     found = impute(image, removed)
     assert found.dtype == np.float64 and np.allclose(found, dense_imputation(image, removed), atol=1e-12)
-    assert np.array_equal(found[:, ~removed], image[:, ~removed])
-    assert found.min() >= image.min() - 1e-6 and found.max() <= image.max() + 1e-6  # a weighted mean
     assert np.array_equal(image, before[0]) and np.array_equal(removed, before[1])
 
 
@@ -47,19 +45,12 @@ def test_imputation_by_hand():
     assert impute(image, middle)[0, 1, 1] == pytest.approx(4 / 6 * 0.2 + 4 / 12 * 1.0)
     # neighbours 0.2, 0.2 and 9 with weights 1/6, 1/6, 1/12
     assert impute(image, corner)[0, 0, 0] == pytest.approx((0.2 + 0.2 + 9 / 2) / 2.5)
-    line = np.array([[[0.0, 7.0, 7.0, 0.9]]])
-    assert impute(line, line[0] == 7).ravel().tolist() == pytest.approx([0, 0.3, 0.6, 0.9])
-    ramp, removed = np.linspace(0, 1, 12)[None, None, :].repeat(12, 1), np.zeros((12, 12), dtype=bool)
-    removed[2:10, 3:9] = True
-    assert np.allclose(impute(ramp, removed), ramp)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("smooth", [False, True])
-def test_large_holes_satisfy_every_equation(share, smooth):
-    image, rank = noise(3, 150, 110).numpy(), noise(1, 1, 150, 110, seed=1)
-    rank = (T.gaussian_blur(rank, [31, 31], [9.0, 9.0]) if smooth else rank)[0, 0].flatten().argsort().argsort()
-    removed = (rank < share * 150 * 110).view(150, 110).numpy()
+def test_large_holes_satisfy_every_equation(share):
+    image, rank = noise(3, 150, 110).numpy(), T.gaussian_blur(noise(1, 150, 110, seed=1), [31, 31], [9.0, 9.0])[0]
+    removed = (rank < rank.quantile(share)).numpy()
     found = torch.from_numpy(impute(image, removed))[:, None]
     weights = torch.tensor([[1.0, 2, 1], [2, 0, 2], [1, 2, 1]], dtype=torch.float64)[None, None] / 12
     inside = F.conv2d(torch.ones_like(found), weights, padding=1)
@@ -67,38 +58,27 @@ def test_large_holes_satisfy_every_equation(share, smooth):
     assert np.allclose(found[:, 0].numpy()[:, removed], mean[:, removed], rtol=0, atol=1e-12)
 
 
+def shown(images, maps, shares, **options):
+    recorder = Recorder()
+    road(recorder, images, maps, ONE.repeat(len(images)), shares, **options)
+    return recorder.images(len(images))
+
+
 @pytest.mark.parametrize("order", ["morf", "lerf"])
-def test_exactly_the_asked_share_is_removed_even_of_a_sparse_map(order):
-    maps = torch.zeros(2, 10, 7)
-    maps[0, 4, 3] = 1.0  # 69 of 70 pixels are equal
-    recorder, images, shares = Recorder(), noise(2, 1, 10, 7), (0.1, 0.25, 0.5, 0.9)
-    road(recorder, images, maps, ONE.repeat(2), shares, order)
-    changed = (recorder.images(2) != images[:, None])[:, :, 0]
-    assert changed.sum((2, 3)).tolist() == [[round(share * 70) for share in shares]] * 2
-    assert changed[0, :, 4, 3].all() if order == "morf" else not changed[0, :, 4, 3].any()
-    assert torch.equal(changed[1].flatten(1).int().argmin(1), changed[1].sum((1, 2)))  # ties go by position
-    assert ((changed[:, 1:] >= changed[:, :-1]).all()) and recorder.images(2).min() >= 0
-
-
 @settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), height=st.integers(2, 8), width=st.integers(2, 8))
-def test_against_the_definition(seed, height, width):
-    images, maps = noise(2, 3, height, width, seed=seed), noise(2, height, width, seed=seed + 1) - 0.5
-    found = road(mean_predict, images, maps, ONE.repeat(2), (0.3, 0.7), noise=0)
+def test_the_asked_share_is_removed_pixel_by_pixel_equal_ones_by_position(order, seed, height, width):
+    images, maps = noise(2, 3, height, width, seed=seed), (4 * noise(2, height, width, seed=seed + 1)).round() - 2
+    found = road(mean_predict, images, maps, ONE.repeat(2), (0.3, 0.7), order, noise=0)
     for n in range(2):
-        places = sorted((-maps[n, y, x].item(), y, x) for y in range(height) for x in range(width))
+        ranked = maps[n] if order == "lerf" else -maps[n]
+        places = sorted((ranked[y, x].item(), y, x) for y in range(height) for x in range(width))
         for j, share in enumerate((0.3, 0.7)):
             removed = np.zeros((height, width), dtype=bool)
             for _, y, x in places[: round(share * height * width)]:
                 removed[y, x] = True
             expected = dense_imputation(images[n].numpy(), removed).mean()
             assert found[n, j].item() == pytest.approx(expected, abs=1e-5)
-
-
-def shown(images, maps, shares, **options):
-    recorder = Recorder()
-    road(recorder, images, maps, ONE.repeat(len(images)), shares, **options)
-    return recorder.images(len(images))
 
 
 def test_noise_is_small_seeded_by_the_image_and_the_same_for_all_shares():
@@ -133,22 +113,14 @@ def test_several_judges_see_the_same_images_imputed_once(monkeypatch):
     assert len(calls) == 5 * 2
     assert found.shape == (3, 5, 2) and torch.allclose(found[2], 1 - found[0])
     assert all(torch.equal(recorder.images(5), shown(images, maps, shares)) for recorder in recorders)
-    assert all(len(batch) <= 4 for recorder in recorders for batch in recorder.seen)
+    assert all(len(batch) <= 4 for recorder in recorders for batch in recorder)
     assert torch.equal(road(mean_predict, images, maps, ONE.repeat(5), shares), found[0])
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"shares": (0.5, 1.0)}, r"shares: expected .* some of 36 pixels but not all, got \(0.5, 1.0\)"),
-        ({"shares": ()}, r"shares: expected shares that remove some of 36 pixels but not all, got \(\)"),
-        ({"order": "random"}, "order: expected morf or lerf, got 'random'"),
-        ({"images": noise(1, 1, 6, 6) - 1}, r"images: expected values in \[0, 1\], got \[-"),
-        ({"maps": noise(2, 6, 6)}, r"maps: expected shape \(1, 6, 6\) to match images, got .* \(2, 6, 6\)"),
-        ({"predict": lambda x: mean_predict(x) * 9}, r"predict: expected values in \[0, 1\], got"),
-    ],
-)
-def test_errors(change, message):
-    arguments = {"predict": mean_predict, "images": noise(1, 1, 6, 6), "maps": noise(1, 6, 6), "targets": ONE}
-    with pytest.raises(ValueError, match=message):
-        road(**arguments | change)
+def test_wrong_arguments_are_said():
+    given = mean_predict, noise(1, 1, 6, 6), noise(1, 6, 6), ONE
+    for shares in ((0.5, 1.0), ()):
+        with pytest.raises(ValueError, match=r"shares: expected .* some of 36 pixels but not all, got \("):
+            road(*given, shares)
+    with pytest.raises(ValueError, match=r"images: expected values in \[0, 1\], got \[-"):
+        road(mean_predict, noise(1, 1, 6, 6) - 1, *given[2:])

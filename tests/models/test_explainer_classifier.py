@@ -7,14 +7,14 @@ from lib.models import Explainer, explainer_classifier
 
 @pytest.mark.parametrize("in_channels", [1, 3])
 @pytest.mark.parametrize("architecture", ["compact", "resnet18", "vgg-gated", "densenet121"])
-def test_output(architecture, in_channels):
+def test_the_classifier_sees_the_image_through_the_heatmap(architecture, in_channels):
     model = explainer_classifier(architecture, 3, in_channels=in_channels, channels=(4, 8, 16)).eval()
     x = torch.rand(2, in_channels, 72, 96)
     logits, z = model(x)
-    assert logits.shape == (2, 3)
-    assert z.shape == (2, 1, 72, 96)
+    assert logits.shape == (2, 3) and z.shape == (2, 1, 72, 96)
     assert z.min() >= 0 and z.max() <= 1
     torch.testing.assert_close(model.classifier(x, z), logits)
+    assert model.last_features is model.classifier.last_features
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -41,23 +41,13 @@ def test_the_deepest_level_has_a_say_from_the_start(seed):
     assert changed > 0.01 * z.mean()
 
 
-def test_gradient_of_the_logits_reaches_the_explainer():
-    model = explainer_classifier("compact", 2, width=8, channels=(4, 8, 16))
-    model(torch.rand(2, 3, 32, 32)).logits.square().sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    assert model.explainer.encoder[0][0].weight.grad.abs().sum() > 0
-
-
 def test_explainer_by_hand():
     """All convolutions zero but the last bias, 0.5: z = relu(tanh(0.5 + init_bias)) everywhere in eval mode."""
     explainer = Explainer(1, (2, 2), init_bias=0.25).eval()
     for module in explainer.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             nn.init.zeros_(module.weight)
-    for module in (*explainer.encoder, *explainer.decoder, explainer.upsample):
-        for layer in module:
-            if hasattr(layer, "bias"):
-                nn.init.zeros_(layer.bias)
+            nn.init.zeros_(module.bias)
     nn.init.constant_(explainer.project.bias, 0.5)
     expected = torch.tanh(torch.tensor(0.5 / (1 + 1e-5) ** 0.5 + 0.25))
     torch.testing.assert_close(explainer(torch.rand(1, 1, 4, 8)), expected.expand(1, 1, 4, 8))
@@ -69,9 +59,12 @@ def test_sides_are_checked(shape):
         Explainer()(torch.rand(shape))
 
 
-def test_bfloat16_autocast_trains():
-    model, x = explainer_classifier("compact", 2, width=8, channels=(4, 8, 16)), torch.rand(2, 3, 32, 32)
-    with torch.autocast("cpu", torch.bfloat16):
-        logits, z = model(x)
-    (logits.float().sum() + z.float().mean()).backward()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["compact", "resnet18", "efficientnet_v2_s"])
+def test_gradients_of_the_logits_reach_every_parameter_in_bfloat16_too(architecture, dtype):
+    model, x = explainer_classifier(architecture, 2, channels=(4, 8, 16)), torch.rand(2, 3, 32, 32)
+    with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+        logits = model(x).logits
+    logits.float().square().sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert model.explainer.encoder[0][0].weight.grad.abs().sum() > 0

@@ -1,13 +1,11 @@
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 from torchvision import models
 
 from lib.models import ARCHITECTURES, blackbox, softcam, to_softcam
-
-OWN = ("resnet18", "resnext50_32x4d", "densenet121", "efficientnet_v2_s", "compact")
-TORCHVISION = ("mobilenet_v2", "shufflenet_v2_x0_5", "regnet_y_400mf", "mnasnet0_5", "efficientnet_b0", "swin_t")
-INCEPTIONS = [(name, scaled) for name in ("googlenet", "inception_v3") for scaled in (True, False)]
 
 
 def settle(model: nn.Module) -> nn.Module:
@@ -42,57 +40,6 @@ def test_logits_are_the_means_of_the_maps_and_features_those_of_the_black_box_of
     torch.testing.assert_close(logits, evidence.double().sum((2, 3)).div(evidence[0, 0].numel()).float())
 
 
-def assert_same_logits(model: nn.Module, x: torch.Tensor) -> None:
-    """To 1e-4 of what tells classes and images apart."""
-    with torch.no_grad():
-        expected, (logits, evidence) = model(x), to_softcam(model)(x)
-    scale = (expected - expected.mean()).abs().max()
-    assert scale > 0
-    assert (logits - expected).abs().max() < 1e-4 * scale
-    torch.testing.assert_close(evidence.mean((2, 3)), logits)
-    assert evidence.shape[2] * evidence.shape[3] > 1
-
-
-@pytest.mark.parametrize("architecture", [*OWN, *TORCHVISION])
-def test_conversion_keeps_the_logits(architecture):
-    build = blackbox if architecture in OWN else lambda name, classes: models.get_model(name, num_classes=classes)
-    assert_same_logits(settle(build(architecture, 3)), torch.rand(2, 3, 96, 128))
-
-
-@pytest.mark.parametrize(("architecture", "scaled"), INCEPTIONS)
-def test_conversion_of_inceptions(architecture, scaled):
-    """With auxiliary heads, which only training uses, and with the input scaling of torchvision's own weights."""
-    build = models.get_model_builder(architecture)
-    model = settle(build(weights=None, num_classes=3, aux_logits=True, init_weights=False, transform_input=scaled))
-    assert_same_logits(model, torch.rand(2, 3, 96, 128))
-    converted = to_softcam(model)
-    assert not any("aux" in name.lower() for name, _ in converted.named_modules())
-
-
-def test_conversion_takes_torchvisions_own_model_and_leaves_it_alone():
-    model = settle(models.densenet121(weights=None, num_classes=2))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    converted = to_softcam(model)
-    converted.evidence.weight.data.zero_()
-    assert type(model) is models.DenseNet
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert not converted.training and to_softcam(model.train()).training
-    assert {value.dtype for value in converted.parameters()} == {torch.float32}
-
-
-def test_conversion_takes_dropout_before_the_linear_layer_and_no_bias():
-    model = models.resnet18(weights=None)
-    model.fc = nn.Sequential(nn.Dropout(0.3), nn.Linear(512, 3, bias=False))
-    assert_same_logits(settle(model), torch.rand(1, 3, 64, 64))
-    assert isinstance(to_softcam(model).head, nn.Dropout)
-
-
-def test_conversion_takes_a_network_of_ones_own():
-    features = nn.Sequential(nn.Conv2d(1, 8, 3, 4), nn.ReLU())
-    model = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
-    assert_same_logits(model, torch.rand(2, 1, 32, 32))
-
-
 def resnet(**changed: nn.Module) -> nn.Module:
     model = models.resnet18(weights=None)
     for name, module in changed.items():
@@ -100,39 +47,73 @@ def resnet(**changed: nn.Module) -> nn.Module:
     return model
 
 
-REFUSED = {
-    "VGG": lambda: models.vgg11(init_weights=False),  # fully connected layers weigh the positions differently
-    "SqueezeNet": models.squeezenet1_0,  # a ReLU stands between its class maps and their mean
-    "MobileNetV3": models.mobilenet_v3_small,  # a hidden layer stands between pooling and logits
-    "ConvNeXt": models.convnext_tiny,  # a layer normalisation
-    "VisionTransformer": models.vit_b_32,  # its linear layer sees the class token
-    "PaperVGG": lambda: blackbox("vgg-gated", 2),  # it pools by the maximum
-    "Linear": lambda: nn.Linear(2, 2),
-    "SoftCAM": lambda: softcam("compact", 2, width=2),
-}
-CHANGED = {
-    "hidden layer": {"fc": nn.Sequential(nn.Linear(512, 8), nn.ReLU(), nn.Linear(8, 3))},
-    "maximum": {"avgpool": nn.AdaptiveMaxPool2d(1)},
-    "coarse pooling": {"avgpool": nn.AdaptiveAvgPool2d(2), "fc": nn.Linear(4 * 512, 3)},
-    "activation after pooling": {"fc": nn.Sequential(nn.Tanh(), nn.Linear(512, 3))},
+OWN = ("resnet18", "resnext50_32x4d", "densenet121", "efficientnet_v2_s", "compact")
+OTHERS = ("mobilenet_v2", "shufflenet_v2_x0_5", "regnet_y_400mf", "mnasnet0_5", "efficientnet_b0", "swin_t")
+INCEPTIONS = ("googlenet", "inception_v3")
+
+
+def inception(name: str, scaled: bool) -> nn.Module:
+    """With auxiliary heads, which only training uses, and with the input scaling of torchvision's own weights."""
+    return models.get_model(name, num_classes=3, aux_logits=True, init_weights=False, transform_input=scaled)
+
+
+CONVERTED = {
+    **{name: partial(blackbox, name, 3) for name in OWN},
+    **{f"torchvision's {name}": partial(models.get_model, name, num_classes=3) for name in OTHERS},
+    **{f"{name}, {scaled}": partial(inception, name, scaled) for name in INCEPTIONS for scaled in (True, False)},
+    "no bias": lambda: resnet(fc=nn.Sequential(nn.Dropout(0.3), nn.Linear(512, 3, bias=False))),
+    "of one's own": lambda: nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 8, 3, 4), nn.ReLU()), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+    ),
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "build"),
-    [*REFUSED.items(), *(("ResNet", lambda parts=parts: resnet(**parts)) for parts in CHANGED.values())],
-    ids=[*REFUSED, *CHANGED],
-)
+@pytest.mark.parametrize("build", CONVERTED.values(), ids=CONVERTED)
+def test_conversion_keeps_the_logits_to_what_tells_classes_and_images_apart(build):
+    model, x = settle(build()), torch.rand(2, 3, 96, 128)
+    kind, converted = type(model), to_softcam(model)
+    with torch.no_grad():
+        expected, (logits, evidence) = model(x), converted(x)
+    scale = (expected - expected.mean()).abs().max()
+    assert scale > 0
+    assert (logits - expected).abs().max() < 1e-4 * scale
+    torch.testing.assert_close(evidence.mean((2, 3)), logits)
+    assert evidence.shape[2] * evidence.shape[3] > 1
+    assert not any("aux" in name.lower() for name, _ in converted.named_modules())
+    for parameter in converted.parameters():
+        parameter.data.zero_()
+    assert type(model) is kind
+    torch.testing.assert_close(model(x), expected)  # it is left alone
+
+
+REFUSED = [
+    ("VGG", lambda: models.vgg11(init_weights=False)),  # fully connected layers weigh the positions differently
+    ("SqueezeNet", models.squeezenet1_0),  # a ReLU stands between its class maps and their mean
+    ("MobileNetV3", models.mobilenet_v3_small),  # a hidden layer stands between pooling and logits
+    ("ConvNeXt", models.convnext_tiny),  # a layer normalisation
+    ("VisionTransformer", models.vit_b_32),  # its linear layer sees the class token
+    ("PaperVGG", lambda: blackbox("vgg-gated", 2)),  # it pools by the maximum
+    ("Linear", lambda: nn.Linear(2, 2)),
+    ("SoftCAM", lambda: softcam("compact", 2, width=2)),
+    ("ResNet", lambda: resnet(fc=nn.Sequential(nn.Linear(512, 8), nn.ReLU(), nn.Linear(8, 3)))),
+    ("ResNet", lambda: resnet(fc=nn.Sequential(nn.Tanh(), nn.Linear(512, 3)))),
+    ("ResNet", lambda: resnet(avgpool=nn.AdaptiveMaxPool2d(1))),
+    ("ResNet", lambda: resnet(avgpool=nn.AdaptiveAvgPool2d(2), fc=nn.Linear(4 * 512, 3))),
+]
+
+
+@pytest.mark.parametrize(("name", "build"), REFUSED)
 def test_conversion_refuses_in_one_sentence_what_would_change_the_logits(name, build):
-    with pytest.raises(
-        ValueError, match=rf"^blackbox: expected features, average .* got {name}, which cannot .*logits$"
-    ):
+    said = rf"^blackbox: expected features, average .* got {name}, which cannot .*logits$"
+    with pytest.raises(ValueError, match=said):
         to_softcam(build().eval())
 
 
-def test_a_fresh_densenet_has_no_final_relu_and_a_converted_one_has():
-    assert isinstance(softcam("densenet121", 2).head, nn.Identity)
+def test_a_converted_network_keeps_what_stands_before_its_last_layer_and_a_fresh_densenet_has_no_final_relu():
+    converted = to_softcam(CONVERTED["no bias"]().train())
+    assert isinstance(converted.head, nn.Dropout) and converted.training
     assert isinstance(to_softcam(blackbox("densenet121", 2)).head, nn.ReLU)
+    assert isinstance(softcam("densenet121", 2).head, nn.Identity)
 
 
 def test_conversion_by_hand():
@@ -168,6 +149,6 @@ def test_output_stride_refines_the_same_map(architecture):
         (("vgg-gated", 2), "'vgg-gated' ends in a global maximum"),
     ],
 )
-def test_refusals(arguments, message):
+def test_wrong_arguments_are_said(arguments, message):
     with pytest.raises(ValueError, match=message):
         softcam(*arguments)

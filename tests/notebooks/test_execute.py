@@ -37,16 +37,6 @@ NOTE = "import os, subprocess, sys\nchild = subprocess.Popen([sys.executable, '-
 NOTE += "print(os.getpid(), child.pid, file=open({!r}, 'a'))"
 
 
-def gone(pids):
-    """Whether all processes are, within seconds."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        if not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
-            return True
-        time.sleep(0.1)
-    return False
-
-
 @pytest.mark.parametrize(
     ("cell", "said"),
     [
@@ -61,7 +51,10 @@ def test_a_cell_that_hangs_or_dies_is_tried_twice_and_leaves_no_process(notebook
         execute.execute(*given, cell_timeout=2)
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     assert len(pids) == 4
-    assert gone(pids)
+    for _ in range(100):
+        left = [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+        time.sleep(0.1 * bool(left))
+    assert not left
 
 
 def test_a_kernel_that_does_not_start_is_tried_twice(notebook, monkeypatch):
@@ -91,30 +84,34 @@ def test_an_error_in_a_cell_is_no_reason_to_try_again(notebook, tmp_path):
     assert (tmp_path / "tries").read_text() == "x"
 
 
-def test_each_gpu_has_one_job(monkeypatch, tmp_path):
+@pytest.fixture
+def locks(tmp_path, monkeypatch):
+    """The folder of the locks of GPUs, of this test alone."""
     monkeypatch.setattr(execute.tempfile, "gettempdir", lambda: str(tmp_path))
-    taken = []
-    for _ in range(2):
+    return tmp_path
+
+
+def test_each_gpu_has_one_job(monkeypatch, locks):
+    def take():
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-        taken.append((take_gpu(8), os.environ["CUDA_VISIBLE_DEVICES"]))
-    assert [name for _, name in taken] == ["3", "5"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    monkeypatch.setattr(execute.time, "sleep", lambda _: taken[1][0].release())  # while it waits, a job ends
-    lock = take_gpu(8)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5"
+        return take_gpu(8), os.environ["CUDA_VISIBLE_DEVICES"]
+
+    (_three, first), (five, second) = take(), take()
+    assert (first, second) == ("3", "5")
+    monkeypatch.setattr(execute.time, "sleep", lambda _: five.release())  # while it waits, a job ends
+    lock, name = take()
+    assert name == "5"
     lock.release()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    first = take_gpu(1)
+    take_gpu(1).release()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
-    first.release()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert take_gpu(8) is None
 
 
-def test_a_gpu_is_free_again_when_its_process_was_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(execute.tempfile, "gettempdir", lambda: str(tmp_path))
+def test_a_gpu_is_free_again_when_its_process_was_killed(locks, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    code = f"import tempfile, time; tempfile.tempdir = {str(tmp_path)!r}\n"
+    code = f"import tempfile, time; tempfile.tempdir = {str(locks)!r}\n"
     code += "from pipeline.execute import take_gpu; lock = take_gpu(1); print('taken', flush=True); time.sleep(600)"
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=PROJECT)
     assert holder.stdout.readline() == b"taken\n"

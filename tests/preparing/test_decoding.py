@@ -1,7 +1,6 @@
 import struct
 
 import numpy as np
-import pydicom
 import pytest
 from PIL import Image
 from pydicom.dataset import Dataset
@@ -13,40 +12,29 @@ from lib.data import ready
 from prepare import build_manifest
 from prepare.scan import decode, fundus_window
 
-GREY = np.array([[0, 50], [100, 255]], dtype=np.uint8)
+GREY = np.array([0, 50, 100, 255], np.uint8)
+TWELVE = np.array([0, 1365, 2730, 4095], np.uint16)
+WINDOW = {"RescaleSlope": "1", "RescaleIntercept": "-1000", "WindowCenter": "100", "WindowWidth": "201"}
+TABLE = Dataset()
+TABLE.LUTDescriptor, TABLE.LUTData, TABLE.ModalityLUTType = [4, 0, 16], struct.pack("<4H", 0, 65535, 257, 514), "US"
 
 
-def test_eight_bits_pass_unchanged_and_monochrome1_is_inverted(tmp_path):
-    assert (decode(write_dicom(tmp_path / "a.dcm", GREY)) == GREY).all()
-    inverted = write_dicom(tmp_path / "b.dcm", GREY, PhotometricInterpretation="MONOCHROME1")
-    assert (decode(inverted) == 255 - GREY).all()
-
-
-def test_stored_bits_set_the_range(tmp_path):
-    values = np.array([[0, 1365], [2730, 4095]], dtype=np.uint16)
-    expected = np.array([[0, 85], [170, 255]])
-    assert (decode(write_dicom(tmp_path / "a.dcm", values, bits=12)) == expected).all()
-    signed = write_dicom(tmp_path / "b.dcm", (values.astype(int) - 2048).astype(np.int16), bits=12)
-    assert (decode(signed) == expected).all()
-    rescaled = write_dicom(tmp_path / "c.dcm", values, bits=12, RescaleSlope="2", RescaleIntercept="-1000")
-    assert (decode(rescaled) == expected).all()
-
-
-def test_the_window_is_applied_after_the_rescaling(tmp_path):
-    """DICOM PS3.3 C.11.2.1.2.1: y = ((x - (c - 0.5)) / (w - 1) + 0.5) * range, clipped."""
-    values = np.array([[0, 1000], [1100, 4000]], dtype=np.uint16)
-    window = {"RescaleSlope": "1", "RescaleIntercept": "-1000", "WindowCenter": "100", "WindowWidth": "201"}
-    found = decode(write_dicom(tmp_path / "a.dcm", values, bits=12, **window))
-    expected = [0, 255 * ((0 - 99.5) / 200 + 0.5), 255 * ((100 - 99.5) / 200 + 0.5), 255]
-    assert found.ravel().tolist() == [round(value) for value in expected]
-
-
-def test_a_modality_table_is_looked_up(tmp_path):
-    table = Dataset()
-    table.LUTDescriptor, table.LUTData, table.ModalityLUTType = [4, 0, 16], struct.pack("<4H", 0, 65535, 257, 514), "US"
-    values = np.array([[0, 1], [2, 3]], dtype=np.uint8)
-    found = decode(write_dicom(tmp_path / "a.dcm", values, ModalityLUTSequence=[table]))
-    assert found.ravel().tolist() == [0, 255, 1, 2]
+@pytest.mark.parametrize(
+    ("values", "tags", "expected"),
+    [
+        (GREY, {}, GREY),
+        (GREY, {"PhotometricInterpretation": "MONOCHROME1"}, 255 - GREY),
+        (TWELVE, {"bits": 12}, [0, 85, 170, 255]),  # the range is that of the stored bits
+        ((TWELVE - 2048).astype(np.int16), {"bits": 12}, [0, 85, 170, 255]),
+        (TWELVE, {"bits": 12, "RescaleSlope": "2", "RescaleIntercept": "-1000"}, [0, 85, 170, 255]),
+        # after the rescaling, DICOM PS3.3 C.11.2.1.2.1: y = ((x - (c - 0.5)) / (w - 1) + 0.5) * range, clipped
+        (np.uint16([0, 1000, 1100, 4000]), {"bits": 12, **WINDOW}, [0, round(255 * 0.0025), round(255 * 0.5025), 255]),
+        (np.uint8([0, 1, 2, 3]), {"ModalityLUTSequence": [TABLE]}, [0, 255, 1, 2]),
+    ],
+)
+def test_grey_values_of_dicom_by_hand(tmp_path, values, tags, expected):
+    file = write_dicom(tmp_path / "a.dcm", values.reshape(2, 2), **tags)
+    assert decode(file).ravel().tolist() == list(expected)
 
 
 def test_jpeg_compressed_dicom(tmp_path):
@@ -61,48 +49,49 @@ def test_a_mask_in_dicom_is_written_so_that_it_can_be_read(tmp_path):
     for name in ("a", "b"):
         write(tmp_path / f"{name}/x.png", ord(name), (2, 2))
     (tmp_path / "masks/b").mkdir(parents=True)
-    write_dicom(tmp_path / "masks/b/x.dcm", GREY)
+    write_dicom(tmp_path / "masks/b/x.dcm", GREY.reshape(2, 2))
     build_manifest("folder", tmp_path)
     assert ready(tmp_path / "dataset.yaml")["mask"].str.endswith(".png").sum() == 1
 
 
-def test_unusable_dicom(tmp_path):
-    with pytest.raises(ValueError, match=r"cannot be read: expected one grey picture, got MONOCHROME2"):
-        decode(write_dicom(tmp_path / "a.dcm", np.zeros((4, 2), np.uint8), NumberOfFrames=2))
-    with pytest.raises(ValueError, match="expected one grey picture, got RGB"):
-        decode(write_dicom(tmp_path / "b.dcm", GREY, PhotometricInterpretation="RGB"))
-    (tmp_path / "c.dcm").write_bytes(b"no dicom")
-    with pytest.raises(ValueError, match="cannot be read: File is missing DICOM"):
-        decode(tmp_path / "c.dcm")
-    with pytest.raises(ValueError, match="cannot be read: The number of bytes"):
-        decode(write_dicom(tmp_path / "d.dcm", GREY, data=b"\0\0"))
-    with pytest.raises(ValueError, match="decompression bomb: 60000 x 60000"):
-        decode(write_dicom(tmp_path / "e.dcm", GREY, Rows=60000, Columns=60000))
-    assert pydicom.dcmread(tmp_path / "e.dcm").Rows == 60000
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        ({"NumberOfFrames": 2}, "expected one grey picture, got MONOCHROME2"),
+        ({"PhotometricInterpretation": "RGB"}, "expected one grey picture, got RGB"),
+        ({"data": b"\0\0"}, "The number of bytes"),
+        ({"Rows": 60000, "Columns": 60000}, "decompression bomb: 60000 x 60000"),
+    ],
+)
+def test_unusable_dicom(tmp_path, tags, message):
+    with pytest.raises(ValueError, match=f"cannot be read: {message}"):
+        decode(write_dicom(tmp_path / "a.dcm", GREY.reshape(2, 2), **tags))
 
 
 def test_unusable_images(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
-    for suffix in ("png", "jpg"):
-        Image.fromarray(pixels).save(tmp_path / f"a.{suffix}")
-        data = (tmp_path / f"a.{suffix}").read_bytes()
-        (tmp_path / f"a.{suffix}").write_bytes(data[: len(data) // 2])
-        with pytest.raises(ValueError, match="cannot be read: "):
-            decode(tmp_path / f"a.{suffix}")
-    (tmp_path / "b.png").write_bytes(b"")
-    (tmp_path / "c.png").write_text("hello")
-    Image.fromarray(pixels).convert("CMYK").save(tmp_path / "d.jpg")
-    Image.new("1", (20_000, 10_000)).save(tmp_path / "e.png")
-    Image.fromarray(pixels).save(tmp_path / "g.tif", save_all=True, append_images=[Image.fromarray(pixels)])
-    expected = {
-        "b.png": "cannot be read: cannot identify image file",
-        "c.png": "cannot be read: cannot identify image file",
-        "d.jpg": "cannot be read: expected an 8-bit grey or colour image, got mode 'CMYK'",
-        "e.png": "could be decompression bomb DOS attack",
-        "g.tif": "cannot be read: expected one picture, got 2",
-        "h.png": "missing",
-    }
-    for name, message in expected.items():
+    image = Image.fromarray(pixels)
+    for name in ("cut.png", "cut.jpg"):
+        image.save(tmp_path / name)
+        data = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(data[: len(data) // 2])
+    (tmp_path / "empty.png").write_bytes(b"")
+    for name in ("text.png", "text.dcm"):
+        (tmp_path / name).write_text("hello")
+    image.convert("CMYK").save(tmp_path / "four.jpg")
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "bomb.png")
+    image.save(tmp_path / "two.tif", save_all=True, append_images=[image])
+    for name, message in {
+        "cut.png": "cannot be read: ",
+        "cut.jpg": "cannot be read: ",
+        "empty.png": "cannot be read: cannot identify image file",
+        "text.png": "cannot be read: cannot identify image file",
+        "text.dcm": "cannot be read: File is missing DICOM",
+        "four.jpg": "cannot be read: expected an 8-bit grey or colour image, got mode 'CMYK'",
+        "bomb.png": "could be decompression bomb DOS attack",
+        "two.tif": "cannot be read: expected one picture, got 2",
+        "none.png": "missing",
+    }.items():
         with pytest.raises(ValueError, match=message):
             decode(tmp_path / name)
 

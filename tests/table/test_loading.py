@@ -1,20 +1,17 @@
-import pytest
-from made_tables import rows, run, table
+import shutil
 
+import pytest
+from made_tables import SOFTCAM, rows, run, table
+
+from lib.run import Run
 from lib.table import at, compared, label, load
 
 CORRECT = rows("classification", "correct", [1, 1, 0, 1])
-SOFTCAM = {"name": "sc", "variant": "SoftCAM dense"}
 L1 = {"sweep": "path", "parameter": "l1"}
 
 
 def names(found, column="recipe"):
     return list(found[column].unique())
-
-
-def test_no_name_makes_a_run_a_point_of_a_sweep():
-    found = table(run(CORRECT), run(CORRECT, name="chest_l1-0.001", variant="SoftCAM sparse"))
-    assert names(found[found["sweep"] == ""]) == ["bb", "chest_l1-0.001"]
 
 
 def test_runs_of_a_data_set_are_measured_on_the_same_images():
@@ -50,19 +47,13 @@ def test_two_recipes_of_one_variant_are_told_apart():
     assert names(swept, "variant") == ["black box"]
 
 
-@pytest.mark.parametrize(
-    ("method", "variant", "expected"),
-    [
-        ("evidence", "SoftCAM dense", "SoftCAM dense"),
-        ("evidence", "SoftCAM dense (x)", "SoftCAM dense (x)"),
-        ("classification", "black box", "black box"),
-        ("gradcam", "black box", "Grad-CAM"),
-        ("gradcam", "black box (x)", "Grad-CAM (x)"),
-        ("tte_cam", "black box", "TTE-CAM"),
-    ],
-)
-def test_labels(method, variant, expected):
-    assert label(method, variant) == expected
+def test_a_map_of_the_model_itself_is_called_by_the_model_and_others_by_their_method():
+    assert label("evidence", "SoftCAM dense") == "SoftCAM dense"
+    assert label("evidence", "SoftCAM dense (x)") == "SoftCAM dense (x)"
+    assert label("classification", "black box") == "black box"
+    assert label("gradcam", "black box") == "Grad-CAM"
+    assert label("gradcam", "black box (x)") == "Grad-CAM (x)"
+    assert label("tte_cam", "black box") == "TTE-CAM"
 
 
 def test_post_hoc_maps_are_compared_on_the_black_box_and_in_model_ones_on_their_own_models():
@@ -87,9 +78,8 @@ def test_a_curve_is_read_at_a_step_at_its_end_or_whole():
 
 
 def test_a_folder_without_an_evaluated_run_is_said(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"runs_dir: no evaluated run in .*; make one with notebooks/04_evaluate.ipynb"
-    ):
+    said = r"runs_dir: no evaluated run in .*; make one with notebooks/04_evaluate.ipynb"
+    with pytest.raises(ValueError, match=said):
         load(tmp_path)
 
 
@@ -102,3 +92,18 @@ def test_load_joins_runs_with_their_recipes(evaluated):
     assert found["synthetic"].all()
     with pytest.raises(ValueError, match="no evaluated run"):
         load(folder, ["none"])
+
+
+def test_a_table_says_by_which_recipe_it_was_measured(evaluated, tmp_path):
+    for one in evaluated.values():
+        shutil.copytree(one.dir, tmp_path / one.dir.name)
+    own = Run.load(tmp_path / "sc")
+    found, own.recipe = own.table, own.recipe.replace(aopc_tile=4)
+    with pytest.raises(ValueError, match=r"^sc: table.parquet is of another aopc_tile; run 04_evaluate again$"):
+        _ = own.table
+    own.write_table(found)
+    assert Run.load(own.dir).recipe.aopc_tile == 4  # what 04 was told to change is the folder's from then on
+    assert Run.load(own.dir).table.equals(found)
+    with pytest.raises(ValueError, match=r"^runs: bb and sc were measured with another aopc_tile; run 04 of both"):
+        load(tmp_path)
+    assert names(load(tmp_path, ["bb", "ec"])) == ["bb", "ec"]
