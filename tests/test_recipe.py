@@ -124,6 +124,11 @@ def test_every_registered_method_can_be_asked_for_and_known_ones_without_the_reg
     subprocess.run([sys.executable, "-c", known], cwd=PROJECT, check=True)
 
 
+def test_parameters_say_what_their_names_do_not():
+    plain = {name for name, field in Recipe.model_fields.items() if not field.description}
+    assert plain == {"method", "epochs", "lr_explainer", "optimizer", "schedule", "weight_decay", "device"}
+
+
 def test_phases_take_one_value_each():
     three = {"epochs": [6, 2, 8], "optimizer": ["adamw", "sgd", "sgd"], "checkpoint": ["accuracy", "loss", "loss"]}
     recipe = Recipe(method="explainer_classifier", lr=0.1, alpha=[1.0, 0.25, 0.9], lr_explainer=0.1, **three)

@@ -190,6 +190,7 @@ def test_grid_pointing_game_by_hand():
     healthy = torch.tensor([[[1.0, -1], [0, 0]], [[0, 0], [0, 0]], [[1, 1], [1, 0]], [[0, 0], [0, 0]]])
     assert m.grid_pointing_game(diseased, healthy, picks=[[0, 1, 2]]) == 2 / (2 + 4)
     assert m.grid_pointing_game(diseased, healthy[:3], seed=5) == 2 / (2 + 4)  # drawn without repetition
+    assert m.grid_pointing_game(diseased * 0, healthy, picks=[[0, 1, 2]]) == 0
     drawn = {m.grid_pointing_game(diseased, healthy, seed=seed) for seed in range(30)}
     assert drawn == {2 / 6, 2 / 5, 2 / 3}
     assert isnan(m.grid_pointing_game(diseased, healthy, picks=[[1, 1, 3]], threshold=2))

@@ -33,6 +33,16 @@ def test_cards_say_where_to_get_the_data_and_which_command_to_run(name, tmp_path
         ensure_manifest(name, tmp_path / "none")
 
 
+def test_known_numbers_of_the_published_sets():
+    kaggle = (15105, 4617, 6956)
+    assert {name: tuple((load_description(name).counts or {}).values()) for name in CARDS} == {
+        "kaggle_dr": kaggle, "kaggle_dr_full": (34350, *kaggle[1:]), "kaggle_dr_onset2": kaggle,
+        "kaggle_dr_levels": kaggle, "oct2017": (27430, 7532, 498), "oct2017_classes": (14894, 2306, 998),
+        "rsna": (11369, 1264, 2230), "idrid": (0, 0, 81), "imagenet_hvz": (), "nih_nci": (),
+    }  # fmt: skip
+    assert [len(load_description(name).classes) for name in ("kaggle_dr_levels", "oct2017_classes")] == [5, 4]
+
+
 KAGGLE = "image,level,ungradability_MEAN,ungradability_MEDIAN,Usage,onset1,onset2,filename\n"
 
 
