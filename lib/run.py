@@ -159,9 +159,9 @@ class Run:
     @property
     def table(self) -> pd.DataFrame:
         """ValueError where it was measured by another recipe than the folder's."""
-        table = pd.read_parquet(self.made("table.parquet", "04_evaluate"))
-        then, now = table.attrs.pop("recipe"), self.recipe.model_dump(exclude=PLACE)
-        if changed := ", ".join(key for key in now if now[key] != then.get(key, now[key])):
+        table, now = pd.read_parquet(self.made("table.parquet", "04_evaluate")), self.recipe.model_dump(exclude=PLACE)
+        then = table.attrs.pop("recipe", {})
+        if changed := ", ".join(key for key in now if now[key] != then.get(key, now[key])) if then else "version":
             raise ValueError(f"{self.dir.name}: table.parquet is of another {changed}; run 04_evaluate again")
         return table
 

@@ -101,6 +101,10 @@ def test_a_table_says_by_which_recipe_it_was_measured(evaluated, tmp_path):
     found, own.recipe = own.table, own.recipe.replace(aopc_tile=4)
     with pytest.raises(ValueError, match=r"^sc: table.parquet is of another aopc_tile; run 04_evaluate again$"):
         _ = own.table
+    found.attrs.clear()
+    found.to_parquet(own.dir / "table.parquet", index=False)
+    with pytest.raises(ValueError, match=r"^sc: table.parquet is of another version; run 04_evaluate again$"):
+        _ = own.table
     own.write_table(found)
     assert Run.load(own.dir).recipe.aopc_tile == 4  # what 04 was told to change is the folder's from then on
     assert Run.load(own.dir).table.equals(found)
