@@ -131,19 +131,19 @@ def ranked(s: pd.DataFrame, better: str = "higher") -> list[str]:
     return list(s["label"].astype(str))
 
 
-def name_rows(ax: Axes, rows: Sequence[str], named: bool = True, numbered: bool = False) -> None:
-    """The rows 0, 1, ... from the top down, called by their labels unless `named` is false."""
+def name_rows(ax: Axes, rows: Sequence[str], numbered: bool = False) -> None:
+    """The rows 0, 1, ... from the top down, called by their labels."""
     names = [label + (f"  {i}" if numbered else "") for i, label in enumerate(rows, 1)]
-    ax.set_yticks(range(len(rows)), names if named else [""] * len(rows), fontsize=7.5)
+    ax.set_yticks(range(len(rows)), names, fontsize=7.5)
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
-    emphasise(rows, ax.get_yticklabels())
+    emphasise(rows, ax.get_yticklabels(), {})
 
 
-def emphasise(labels: Sequence[str], texts: Sequence[Text]) -> None:
-    """In-model labels bold and in their colour, all others grey."""
+def emphasise(labels: Sequence[str], texts: Sequence[Text], colours: Mapping[str, str]) -> None:
+    """In-model labels bold and in their colour, all others grey; or in that of `colours`."""
     for label, text in zip(labels, texts, strict=False):  # inner panels that share their rows have no texts
-        colour = OWN.get(label.partition(" (")[0], "#555555")
+        colour = colours.get(label) or OWN.get(label.partition(" (")[0], "#555555")
         text.set(color=colour, weight="bold" if is_own(label) else "normal")
 
 
@@ -178,11 +178,9 @@ def curves(ax: Axes, s: pd.DataFrame, share: bool = False, coloured: bool = Fals
             ax.fill_between(x, one["low"], one["high"], color=look["color"], alpha=0.13, linewidth=0)
 
 
-def ranked_legend(
-    ax: Axes, s: pd.DataFrame, title: str, better: str = "higher", marks: Mapping[str, str] | None = None
-) -> None:
+def ranked_legend(ax: Axes, s: pd.DataFrame, title: str, better="higher", marks=None, colours=None) -> None:
     """Names the lines of `ax` to its right, best on top, with the value of a summary that ranks them; `marks`: label ->
-    text to add."""
+    text to add; `colours`: label -> colour of its text, where it is not that of its map."""
     lines = {line.get_label(): line for line in ax.get_lines()}
     rows = [label for label in ranked(s, better) if label in lines]
     values = s.set_index(s["label"].astype(str))["value"]
@@ -192,12 +190,10 @@ def ranked_legend(
     legend = ax.legend(handles, texts, title=title, frameon=False, fontsize=7, labelspacing=0.25, **place)
     legend.get_title().set(fontsize=7)
     legend.set_alignment("left")
-    emphasise(rows, legend.get_texts())
+    emphasise(rows, legend.get_texts(), colours or {})
 
 
-def matrix(
-    ax: Axes, texts: pd.DataFrame, colours: np.ndarray, bold: np.ndarray | None = None, numbered: bool = False
-) -> None:
+def matrix(ax: Axes, texts: pd.DataFrame, colours: np.ndarray, bold=None, numbered: bool = False) -> None:
     """Cells of texts (rows: labels) on colours (rows, columns, 3 or 4); `numbered`: the columns are the rows."""
     ax.imshow(colours, aspect="auto")
     for (i, j), text in np.ndenumerate(texts.to_numpy()):

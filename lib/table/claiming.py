@@ -70,15 +70,13 @@ def claims(table: pd.DataFrame, path: str | Path = CLAIMS) -> pd.DataFrame:
     """A row per claim and data set where it can be tested: claim, dataset, against, difference (times the claim's
     sign), low, high, used (images), verdict; of the `main` rows. Of a variant with several recipes none is: it says so.
     """
-    several = table["variant"].astype(str)[table["main"] & table["variant"].str.contains("(", regex=False)].unique()
-    if len(several):
-        print(
-            f"No claim is tested of {', '.join(several)}: several recipes of a variant; load those to be tested alone."
-        )
+    several = table["variant"].astype(str)[table["main"] & table["variant"].str.contains("(", regex=False)]
+    if names := ", ".join(several.unique()):
+        print(f"No claim is tested of {names}: several recipes of a variant; load those to be tested alone.")
     parts = dict(list(table[table["main"]].groupby("dataset", observed=True, sort=False)))
     pairs = [(claim, dataset) for claim in read_claims(path) for dataset in parts]
     made = [({"claim": claim["name"], "dataset": dataset}, tested(parts[dataset], claim)) for claim, dataset in pairs]
-    found = [names | result for names, result in made if result]
+    found = [about | result for about, result in made if result]
     return pd.DataFrame(found, columns=["claim", "dataset", "against", "difference", "low", "high", "used", "verdict"])
 
 

@@ -90,7 +90,7 @@ def compare(table: pd.DataFrame, metric: str, k: float | str = 0, resamples: int
     """
     from scipy.stats import wilcoxon  # half a second, paid where it is needed
 
-    found = []
+    found, columns = [], ["data", "metric", "a", "b", "difference", "low", "high", "p", "used"]
     for dataset, part in at(table, metric, k).groupby("dataset", observed=True, sort=False):
         x, rows = by_image(part, "label").dropna(axis=1, how="all"), []
         for a, b in combinations(x.mean().sort_values(ascending=False, kind="stable").index, 2):
@@ -100,14 +100,13 @@ def compare(table: pd.DataFrame, metric: str, k: float | str = 0, resamples: int
             if len(means) > 1 or (len(d) and not d.any()):
                 p = float(wilcoxon(means, zero_method="pratt").pvalue) if means.any() else 1.0
             rows.append((dataset, metric, a, b, d.mean(), *interval(d, resamples=resamples), p, len(d)))
-        one = pd.DataFrame(rows, columns=["data", "metric", "a", "b", "difference", "low", "high", "p", "used"])
+        one = pd.DataFrame(rows, columns=columns)
         one.insert(8, "p_holm", holm(one["p"]))
         shown = (one["p_holm"] < 0.05) & ((one["low"] > 0) | (one["high"] < 0))
         one["verdict"] = np.where(shown, np.where(one["low"] > 0, "better", "worse"), "no difference")
         found.append(one.assign(verdict=one["verdict"].mask(one["p"].isna(), "undefined")))
-    return (
-        pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=["data", "metric", "a", "b", "verdict"])
-    )
+    empty = pd.DataFrame(columns=[*columns, "p_holm", "verdict"], dtype=float)
+    return pd.concat(found, ignore_index=True) if found else empty
 
 
 def results(table: pd.DataFrame) -> pd.DataFrame:
