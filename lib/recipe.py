@@ -59,7 +59,7 @@ class Training(BaseModel, extra="forbid", strict=True, frozen=True, allow_inf_na
     sampling_decay: float = Field(0.9, gt=0, lt=1, description="progressive sampling: per epoch; see EpochSampler")
     method: Literal["blackbox", "softcam", "explainer_classifier"] = "softcam"
     architecture: str = Field("compact", description="a name of lib.models.ARCHITECTURES: compact, resnet50, vgg16 ...")
-    width: int = Field(24, ge=1, description="channels of the first stage of `compact`")
+    width: int = Field(24, ge=8, description="of `compact`, channels at first; with fewer torch 2.15 crashes on AVX2")
     weights: str | None = Field(None, description="imagenet, a torchvision name or a file; none: random")
     output_stride: int | None = Field(None, description="SoftCAM of a ResNet: 8, 16 or 32 pixels per evidence pixel")
     explainer_channels: list[PositiveInt] = Field([16, 32, 64], min_length=3, max_length=3, description="finest first")

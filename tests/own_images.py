@@ -36,7 +36,7 @@ def own_images(folder):
 
 def own_recipe(folder, **changes):
     """A recipe on the images of a folder that trains in half a second."""
-    given = {"name": "own", "dataset": str(folder / "own.yaml"), "runs_dir": (folder / "runs").as_posix(), "width": 4}
+    given = {"name": "own", "dataset": str(folder / "own.yaml"), "runs_dir": (folder / "runs").as_posix(), "width": 8}
     given |= {"batch_size": 4, "epochs": 1, "evolution_count": 1, "explain_count": 4}
     return Recipe(**{**given, **changes})
 

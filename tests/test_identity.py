@@ -254,11 +254,11 @@ def test_an_adopted_checkpoint_says_so_and_is_compared_by_parameters(folder, mon
     monkeypatch.setattr(identity, "code_hashes", dict)
     swap_labels(folder)
     assert same_weights(load_or_train(recipe), theirs) and same_weights(train(recipe), theirs)
-    with pytest.raises(ValueError, match=r"adopted: width: 5 \(trained with 4\)"):
-        load_or_train(recipe.replace(width=5))
+    with pytest.raises(ValueError, match=r"adopted: width: 9 \(trained with 8\)"):
+        load_or_train(recipe.replace(width=9))
     for lost in (False, True):
         with pytest.raises(ValueError, match=r"adopted: holds a checkpoint from elsewhere, .*theirs.pt: "):
-            train(recipe.replace(width=5))
+            train(recipe.replace(width=9))
         (run.dir / "best.safetensors").unlink(missing_ok=lost)
     assert not same_weights(train(recipe, again=True), theirs)
     assert "adopted" not in json.loads((run.dir / "recipe.json").read_text())
@@ -282,13 +282,13 @@ def test_a_twin_is_a_black_box_of_the_same_images(folder, elsewhere):
     recipe = own_recipe(folder, twin="bb", limit={"train": 10})
     with pytest.raises(FileNotFoundError, match=r"bb holds no trained model; train it with notebooks/02_train.ipynb"):
         blackbox_twin(recipe)
-    train(own_recipe(folder, name="bb", method="blackbox", width=5, l1=0.0))
+    train(own_recipe(folder, name="bb", method="blackbox", width=9, l1=0.0))
     asked = recipe.replace(split="val", **elsewhere)
     twin = blackbox_twin(asked)
     assert twin.dir.name == "bb" and twin.recipe.method == "blackbox"
     images, theirs = Run(folder, asked).images(), twin.images()
     assert images["id"] == theirs["id"] and torch.equal(images["label"], theirs["label"])
-    assert twin_differences(asked) == {"limit": ({"train": 10}, None), "width": (4, 5)}
+    assert twin_differences(asked) == {"limit": ({"train": 10}, None), "width": (8, 9)}
     for changes, said in (
         ({"twin": "own"}, "own: expected a run with method 'blackbox', got 'softcam'"),
         ({"image_size": 16}, "bb: expected a run with image_size 16, got None"),

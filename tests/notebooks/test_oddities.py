@@ -46,7 +46,7 @@ def test_names_are_names_and_a_model_is_tested_on_the_images_of_another_set(tmp_
     elsewhere = generate("shapes", other.parent, 6, {"test": 8})
     write_yaml(own, card)
     write_yaml(other, card | {"name": "other"})
-    recipe = {"name": HONEST, "method": "blackbox", "dataset": str(own), "epochs": 1, "width": 4, "batch_size": 8}
+    recipe = {"name": HONEST, "method": "blackbox", "dataset": str(own), "epochs": 1, "width": 8, "batch_size": 8}
     recipe |= {"explain_methods": ["gradcam"], "explain_count": 8, "faithfulness_count": 2, "sanity_count": 0}
     again = {"name": "again", "weights_from": HONEST, "test_dataset": str(other)}
     recipes = tmp_path / "recipes; touch PWN"
@@ -97,9 +97,9 @@ def test_a_value_changed_in_02_is_found_by_03_in_the_run_folder(tmp_path):
     tiny |= {"explain_methods": ["evidence"], "explain_count": 8, "width": 8}
     blackbox_twin(Recipe(**tiny))  # as an earlier 03 has trained it
     for name, parameters in {
-        "02_train": {"changes": {**tiny, "width": 6, "l1": 1e-4}},
+        "02_train": {"changes": {**tiny, "width": 12, "l1": 1e-4}},
         "03_explain": {"recipe": str(tmp_path / "mine")},
     }.items():
         execute(PROJECT / f"notebooks/{name}.ipynb", tmp_path / f"{name}.ipynb", parameters, cell_timeout=600)
-    assert Recipe.load(tmp_path / "mine-blackbox").width == 6
+    assert Recipe.load(tmp_path / "mine-blackbox").width == 12
     assert (tmp_path / "mine/maps.safetensors").exists()
