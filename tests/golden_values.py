@@ -56,12 +56,13 @@ def empty(build, *args, **kwargs) -> nn.Module:
 
 
 def assert_summary(values: Tensor, expected: dict) -> None:
+    """Of the samples within 2e-4 of the largest: in float32 VGG-16 is off by .6e-4 in the reference, 1.2e-4 on AVX2."""
     flat, scale = values.cpu().double().flatten(), max(map(abs, expected["samples"]))
     samples = flat[torch.from_numpy(np.linspace(0, len(flat) - 1, 17).astype(int))].tolist()
     assert list(values.shape) == expected["shape"]
     assert flat.sum().item() == pytest.approx(expected["sum"], rel=1e-4, abs=1e-4 * expected["abs_sum"] / 1000)
     assert flat.abs().sum().item() == pytest.approx(expected["abs_sum"], rel=1e-4)
-    assert samples == pytest.approx(expected["samples"], rel=1e-4, abs=1e-4 * scale)
+    assert samples == pytest.approx(expected["samples"], rel=1e-4, abs=2e-4 * scale)
 
 
 def check_softcam(architecture: str, device: torch.device, folder: Path) -> None:
