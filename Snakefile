@@ -182,6 +182,7 @@ rule data:
 rule train:  # and what follows; of sweeps, which are many and short, last: so that a run does not end with one long job
     wildcard_constraints:
         name=one_of(others),
+        suffix="(?:)",  # none
     priority: 1
     input:
         lambda wildcards: [f"{RUNS}/data/{name}.json" for name in data[wildcards.name]],
@@ -239,6 +240,7 @@ use rule train as evaluate with:
 use rule train as point with:  # what 04 finds trained or explained, it takes: so all of it is an output
     wildcard_constraints:
         name=one_of(points),
+        suffix="(?:)",  # none
     priority: 0
     input:
         lambda wildcards: [f"{RUNS}/data/{name}.json" for name in data[wildcards.name]],
@@ -258,13 +260,21 @@ use rule train as point with:  # what 04 finds trained or explained, it takes: s
         RUNS + "/benchmarks/point/{name}{suffix}.tsv"
 
 
+use rule point as seed with:  # a further seed of a recipe is one notebook as well
+    wildcard_constraints:
+        name=one_of(others),
+        suffix=r"-seed\d+",
+    priority: 1
+    benchmark:
+        RUNS + "/benchmarks/seed/{name}{suffix}.tsv"
+
+
 onsuccess:
     took = defaultdict(list)
     jobs = [*(("data", name) for name in first), ("figures", "all")]
     for name in recipes:
-        rules = ["point"] if name in points else ["train", "explain", "evaluate"]
-        seeds = SEEDS if name in others else SEEDS[:1]
-        jobs += [(rule, f"{name}{suffix(seed)}") for seed in seeds for rule in rules]
+        jobs += [(rule, name) for rule in (["point"] if name in points else ["train", "explain", "evaluate"])]
+        jobs += [("seed", f"{name}{suffix(seed)}") for seed in SEEDS[1:] if name in others]
     for file in [Path(RUNS, "benchmarks", rule, f"{name}.tsv") for rule, name in jobs]:
         if not file.exists():  # only a part was asked for
             continue

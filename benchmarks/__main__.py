@@ -1,4 +1,4 @@
-"""`python -m benchmarks [perturbation] [cam] [forward] [memory]`: prints Markdown tables, by default of all four."""
+"""`python -m benchmarks [perturbation] [cam] [forward] [start] [memory]`: prints Markdown tables, by default all."""
 
 import platform
 import sys
@@ -8,9 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from benchmarks import cam, forward, memory, perturbation
+from benchmarks import cam, forward, memory, perturbation, start
 from benchmarks.timing import REPEATS, table
 
+TOLD = {"start": start.run, "memory": memory.run}
 TIMED = {"perturbation": perturbation.run, "cam": cam.run, "forward": forward.run}
 LIBRARIES = ("torch", "torchvision", "numpy", "quantus", "grad-cam", "torchcam")
 
@@ -32,12 +33,11 @@ def processor() -> str:
 
 
 def main(chosen: list[str]) -> None:
-    if unknown := set(chosen) - {*TIMED, "memory"}:
-        raise SystemExit(
-            f"benchmarks: expected some of {', '.join([*TIMED, 'memory'])}, got {', '.join(sorted(unknown))}"
-        )
+    if unknown := set(chosen) - {*TIMED, *TOLD}:
+        known = ", ".join([*TIMED, *TOLD])
+        raise SystemExit(f"benchmarks: expected some of {known}, got {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)
-    start = time.perf_counter()
+    begin = time.perf_counter()
     print(f"{date.today()}, Python {platform.python_version()}, {', '.join(map(installed, LIBRARIES))}; {processor()}")
     print(
         f"One thread; ours and peers in turn, medians of at least {REPEATS} turns; a ratio above 1: ours is faster.\n"
@@ -45,9 +45,10 @@ def main(chosen: list[str]) -> None:
     for name, timed in TIMED.items():
         if not chosen or name in chosen:
             print(f"{table(timed())}\n", flush=True)
-    if not chosen or "memory" in chosen:
-        print(memory.run())
-    print(f"\n{time.perf_counter() - start:.0f} s in all")
+    for name, told in TOLD.items():
+        if not chosen or name in chosen:
+            print(f"{told()}\n", flush=True)
+    print(f"{time.perf_counter() - begin:.0f} s in all")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def evaluate(count: int) -> float:
     run = SimpleNamespace(recipe=recipe, predict=torch.no_grad()(lambda x: model(x).softmax(1)))
     batch = {"image": images, "label": classes}
     removed(run.predict, run, maps, batch)
-    kept(run, maps, batch)
+    kept(run.predict, run, maps, batch)
     return peak_mb()
 
 

@@ -4,22 +4,22 @@
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import rankdata
+import torch.nn.functional as F
 from torch import Tensor
 
 from lib import metrics as m
 from lib import sanity, table
-from lib.explain import METHODS, explain
-from lib.maps import Batch, Maps, explainer_of, part_of, patch_of, perturbed
-from lib.metrics.perturbation import Predict, tile_count
+from lib.explain import METHODS, explain, upsample
+from lib.maps import Batch, Maps, explain_run, explainer_of, part_of, patch_of, perturbed
+from lib.metrics.perturbation import Predict, Remembering
 from lib.run import Run, open_split
 
 Values = dict[str, Tensor | tuple[Tensor, Sequence[float]]]  # as `lib.table.rows` takes them
 ROAD_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 KEPT_SHARES = (0.05, 0.1, 0.2, 0.5)
+CHOICE = {"topk_precision": 1, "activation_precision": 0, "deletion_area": 0, "pompom": 0}  # and aopc: metric -> k
 POMPOM_EPS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.05, 0.1, 0.2, 0.5)
 
 
@@ -34,7 +34,7 @@ def rows(
 
 def classification(run: Run) -> pd.DataFrame:
     """Is the model right? On the whole evaluated split: `correct` (and after each earlier phase), `label`,
-    `probability` by class; the scalars of `classification_metrics`, the AUC with its bounds `auc_low`, `auc_high`."""
+    `probability` by class; the scalars of `classification_metrics`."""
     frame, (labels, probabilities) = open_split(run.recipe, "evaluated").frame, run.predictions()
     batch = {"id": frame["image"].tolist(), "patient": frame["patient"].tolist()}
     images = {"label": labels, "probability": probabilities, "correct": probabilities.argmax(1) == labels}
@@ -44,45 +44,49 @@ def classification(run: Run) -> pd.DataFrame:
         _, earlier = run.predictions(phase)
         images[f"correct_{phase}"] = earlier.argmax(1) == labels
         scalars[f"auc_{phase}"] = m.classification_metrics(labels, earlier)["auc"]
-    both, resamples = torch.cat([labels[:, None].double(), probabilities.double()], 1), run.recipe.resamples
-    scalars["auc_low"], _, scalars["auc_high"] = m.bootstrap_ci(both, batch["patient"], auc, resamples=resamples)
     return pd.concat([rows(run, images, batch), rows(run, scalars)])
 
 
-def auc(both: Tensor) -> float:
-    """Area under the ROC curve of rows (N, 1 + K) of label and probabilities, mean over classes that are there."""
-    classes = np.arange(both.shape[1] - 1)[both.shape[1] == 3 :]  # of two the second
-    ranks, truth = rankdata(both[:, 1 + classes], axis=0), both[:, :1].numpy() == classes
-    sick, well = truth.sum(0), (~truth).sum(0)
-    with np.errstate(invalid="ignore"):
-        return float(pd.Series(((ranks * truth).sum(0) - sick * (sick + 1) / 2) / (sick * well)).mean())
-
-
 def localisation(run: Run, maps: Maps, batch: Batch) -> pd.DataFrame:
-    """Does the map point at the annotated region? NaN on images without one; what top-k precision is read against."""
+    """Does the map point at the annotated region? NaN on images without one; what top-k precision is read against. The
+    precisions also of the map as it is at the resolution of the evidence."""
     masks, k, patch = batch["mask"].bool(), run.recipe.topk, patch_of(run)
-    right = run.predict(batch["image"]).argmax(1) == batch["label"]
     best = {"topk_ceiling": (m.topk_ceiling(masks, k, patch), range(1, k + 1))}
     found = [rows(run, best | {"topk_chance": m.topk_chance(masks, patch)}, method="masks")]
     for method, one in maps.items():
-        topk, overlapping = (precision(m.topk_hits(one, masks, k, patch, stride=s)) for s in (None, max(1, patch // 2)))
+        for resolution, read in {"image": one, "evidence": at_evidence(run, one)}.items():
+            topk = precision(m.topk_hits(read, masks, k, patch, run.recipe.topk_threshold)), range(1, k + 1)
+            both: Values = {"topk_precision": topk, "activation_precision": m.activation_precision(read, masks)}
+            found.append(rows(run, both, batch, method, resolution=resolution))
         values: Values = {
-            "topk_precision": (topk, range(1, k + 1)),
-            "topk_precision_true_positives": (topk.where(right[:, None], torch.nan), range(1, k + 1)),
-            "topk_precision_overlapping": (overlapping, range(1, k + 1)),
-            "activation_precision": m.activation_precision(one, masks),
+            "pompom": m.pompom(one.clamp(min=0), masks),
             "activation_sensitivity": m.activation_sensitivity(one, masks),
             "weighting_game": m.weighting_game(one, masks),
             "pointing_game": m.pointing_game(one, masks),
             "relevance_rank_accuracy": m.relevance_rank_accuracy(one, masks),
             "best_iou": m.best_iou(one, masks),
-            "shared_iou": m.best_shared_iou(one, masks).iou,
         }
         if method == "explainer":
-            values |= {"pompom": m.pompom(one, masks), "mean_heatmap": one.mean((1, 2))}
+            values |= {"mean_heatmap": one.mean((1, 2))}
             values["pompom_curve"] = m.pompom_curve(one, masks, POMPOM_EPS), POMPOM_EPS
         found.append(rows(run, values, batch, method))
     return pd.concat(found, ignore_index=True)
+
+
+def at_evidence(run: Run, maps: Tensor) -> Tensor:
+    """Maps (N, H, W) made as small as the model's last features, by antialiased bicubic interpolation, and large again:
+    SoftCAM's protocol, in which every map is read at the resolution of the evidence (arXiv 2505.17748)."""
+    found, size = [], maps.shape[1:]
+    with run.model.last_features.register_forward_hook(lambda *given: found.append(given[-1].shape[2:])):
+        run.predict(torch.zeros(1, run.description.channels, *size), run.model)
+    small = F.interpolate(maps[:, None], found[0], mode="bicubic", antialias=True)[:, 0]
+    return upsample(small, size)
+
+
+def fill_of(run: Run) -> str | tuple[float, ...]:
+    """What deleted pixels become: of the data set's mean its value per channel."""
+    fill = run.recipe.deletion_fill
+    return tuple(run.description.mean) if fill == "dataset" else fill
 
 
 def precision(hits: Tensor) -> Tensor:
@@ -95,15 +99,15 @@ def removed(predict: Predict, run: Run, maps: Tensor, batch: Batch) -> dict[str,
     recipe, given = run.recipe, (predict, batch["image"], maps, batch["label"])
     seed = recipe.stream("perturbation")
     morf = m.perturbation_curve(*given, recipe.aopc_tile, recipe.aopc_steps, recipe.perturbation, seed=seed)
-    deletion = m.deletion_hits(*given, recipe.deletion_steps, patch_of(run), recipe.deletion_fill)
+    deletion = m.deletion_hits(*given, recipe.deletion_steps, patch_of(run), fill_of(run))
     areas = {"aopc": m.aopc(morf), "deletion_area": m.area_under_curve(deletion)}
     return {"perturbation_curve": morf, "deletion_curve": deletion, **areas}
 
 
-def kept(run: Run, maps: Tensor, batch: Batch) -> Values:
-    """What the run's model predicts as the lowest tiles of the maps go, the highest come back, or they alone stay."""
-    recipe, given = run.recipe, (run.predict, batch["image"], maps, batch["label"])
-    tile, fill, seed = recipe.aopc_tile, recipe.deletion_fill, recipe.stream("perturbation")
+def kept(predict: Predict, run: Run, maps: Tensor, batch: Batch) -> Values:
+    """What a classifier predicts as the lowest tiles of the maps go, the highest come back, or they alone stay."""
+    recipe, given = run.recipe, (predict, batch["image"], maps, batch["label"])
+    tile, fill, seed = recipe.aopc_tile, fill_of(run), recipe.stream("perturbation")
     lerf = m.perturbation_curve(*given, tile, recipe.aopc_steps, recipe.perturbation, seed, "lerf")
     insertion = m.insertion_curve(*given, tile=patch_of(run), steps=recipe.deletion_steps, start=fill)
     return {
@@ -122,22 +126,16 @@ def faithfulness(run: Run, maps: Maps, batch: Batch, twin: Run | None = None, wh
     the images of ROAD are imputed once for both. Not `whole`: only what `removed` gives.
     """
     chosen, found = perturbed(run, batch), []
-    part = part_of(batch, chosen)
-    if whole:  # asks the same of the model for every map
-        tile, seed = run.recipe.aopc_tile, run.recipe.stream("correlation")
-        given = run.predict, part["image"], torch.stack([one[chosen] for one in maps.values()]), part["label"]
-        options = max(1, min(8, tile_count(part["image"], tile) // 4)), 30, tile, run.recipe.deletion_fill, seed
-        correlations = m.faithfulness_correlation(*given, *options)
-    for i, (method, one) in enumerate(maps.items()):
-        one, judges = one[chosen], {"own": run.predict}
-        if twin and METHODS[method].family == "in-model":
-            judges["twin"] = twin.predict
-        by = {judge: removed(predict, run, one, part) for judge, predict in judges.items()}
+    part, judges = part_of(batch, chosen), {"own": Remembering(run.predict)}
+    judges |= {"twin": Remembering(twin.predict)} if twin else {}
+    for method, one in maps.items():
+        one, shown = one[chosen], judges if METHODS[method].family == "in-model" else {"own": judges["own"]}
+        by = {judge: removed(predict, run, one, part) for judge, predict in shown.items()}
         if whole:
-            given = list(judges.values()), part["image"], one, part["label"]
+            given = list(shown.values()), part["image"], one, part["label"]
             roads = m.road(*given, shares=ROAD_SHARES, seed=run.recipe.stream("road"))
-            by = {judge: {**by[judge], "road": (road, ROAD_SHARES)} for judge, road in zip(judges, roads, strict=True)}
-            by["own"] |= kept(run, one, part) | {"faithfulness_correlation": correlations[i]}
+            by = {judge: {**by[judge], "road": (road, ROAD_SHARES)} for judge, road in zip(shown, roads, strict=True)}
+            by["own"] |= kept(judges["own"], run, one, part)
             by["own"]["abpc"] = by["own"]["aopc"][:, -1] - by["own"]["aopc_lerf"][:, -1]
         found += [rows(run, values, part, method, judge=judge) for judge, values in by.items()]
     return pd.concat(found, ignore_index=True)
@@ -157,8 +155,9 @@ def grids(run: Run, maps: Maps, batch: Batch, count: int = 4) -> pd.DataFrame:
 
 
 def properties(run: Run, maps: Maps, batch: Batch) -> pd.DataFrame:
-    """What are the maps like? Sparsity of all maps; sign of SoftCAM's evidence for the disease (class 1 of two), at its
-    own resolution; stability, equivariance and completeness on the images that are perturbed."""
+    """What are the maps like? Sparsity of all maps; stability, equivariance and completeness on the images that are
+    perturbed; of SoftCAM's evidence for class k, of two for the disease alone, at its own resolution the positive share
+    and the grid pointing game."""
     chosen, found = perturbed(run, batch), []
     part = part_of(batch, chosen)
     for method, one in maps.items():
@@ -171,23 +170,20 @@ def properties(run: Run, maps: Maps, batch: Batch) -> pd.DataFrame:
         if method in ("evidence", "integrated_gradients", "lrp"):
             values["completeness"] = completeness(run, method, one[chosen], part)
         found.append(rows(run, values, part, method))
-    if "evidence" in maps and len(run.description.classes) == 2:
-        disease, sick = native_evidence(run, batch)[:, 1], batch["label"] == 1
-        shares = m.local_to_global_consistency(disease, sick)
-        values = {"positive_proportion": m.positive_proportion(disease)}
-        values |= {"positive_share_diseased": shares.positive, "negative_share_healthy": shares.negative}
-        native = {"method": "evidence", "resolution": "evidence"}
-        found.append(rows(run, values, batch, **native))
+    evidence = native_evidence(run, batch) if "evidence" in maps else torch.empty(0, 0)
+    for k in range(evidence.shape[1] == 2, evidence.shape[1]):
+        one, sick, native = evidence[:, k], batch["label"] == k, {"method": "evidence", "resolution": "evidence"}
+        found.append(rows(run, {"positive_proportion": (m.positive_proportion(one), [k])}, batch, **native))
         if sick.any() and (~sick).sum() >= 3:
-            game = m.grid_pointing_game(disease[sick], disease[~sick], seed=run.recipe.stream("grid"))
-            found.append(rows(run, {"grid_pointing_game": torch.tensor(game)}, **native))
+            game = torch.tensor(m.grid_pointing_game(one[sick], one[~sick], seed=run.recipe.stream("grid")))
+            found.append(rows(run, {"grid_pointing_game": (game, [k])}, **native))
     return pd.concat(found, ignore_index=True)
 
 
 @torch.no_grad()
 def native_evidence(run: Run, batch: Batch) -> Tensor:
     """(N, K, h, w): SoftCAM's evidence of every class at its own resolution."""
-    return torch.cat([run.model(part).evidence.float().cpu() for part in run.inputs(batch["image"]).split(128)])
+    return torch.cat([run.judge(part).evidence.float().cpu() for part in run.inputs(batch["image"]).split(128)])
 
 
 @torch.no_grad()
@@ -215,20 +211,28 @@ def completeness(run: Run, method: str, maps: Tensor, batch: Batch) -> Tensor:
 
 
 def sanity_checks(run: Run, maps: Maps, batch: Batch) -> pd.DataFrame:
-    """Do the maps need the model? SIMILARITY cascading and SIMILARITY independent, at step k = 0, 1 ... of
-    `lib.sanity.layers`, of `sanity_count` of the perturbed images; `unchanged`: 1 marks a failure."""
+    """Do the maps need the model? SIMILARITY cascading, at step k = 0, 1 ... of `lib.sanity.layers`, from the output
+    that is the map (Explainer) or is explained, of `sanity_count` perturbed images; `unchanged`: 1 marks a failure."""
     part, found = part_of(batch, perturbed(run, batch)[: run.recipe.sanity_count]), []
     for method in maps:
         steps = {"steps": run.recipe.ig_steps} if method == "integrated_gradients" else {}
         made = partial(explain, method, images=run.inputs(part["image"]), targets=part["label"], **steps)
-        seed, similar = run.recipe.stream("sanity"), ("spearman", "spearman_abs", "ssim")
-        by = {mode: sanity.parameter_randomisation(made, run.model, mode, seed=seed) for mode in sanity.MODES}
-        pairs = [(name, mode) for mode in by for name in similar]
-        values = {f"{name} {mode}": torch.stack([step[name] for step in by[mode].values()], 1) for name, mode in pairs}
-        same = sanity.unchanged(by["cascading"])
+        given = {"seed": run.recipe.stream("sanity"), "first": "explainer" if method == "explainer" else "classifier"}
+        steps, similar = sanity.parameter_randomisation(made, run.model, **given), ("spearman", "spearman_abs", "ssim")
+        values = {f"{name} cascading": torch.stack([step[name] for step in steps.values()], 1) for name in similar}
+        same = sanity.unchanged(steps)
         found.append(rows(run, values, part, method))
         found.append(rows(run, {"unchanged": torch.tensor(torch.nan if same is None else float(same))}, method=method))
     return pd.concat(found, ignore_index=True)
+
+
+def choice(run: Run) -> pd.DataFrame:
+    """Rows of choice, split val: what CHOICE names, of `choose_count` validation images, to choose a method by."""
+    batch = run.images(run.recipe.choose_count, "val")
+    given = run, explain_run(run, batch), batch
+    table = pd.concat([localisation(*given), faithfulness(*given, whole=False)], ignore_index=True)
+    kept = table["metric"].map(CHOICE | {"aopc": run.recipe.aopc_steps}) == table["k"]
+    return table[kept].assign(split="val")
 
 
 def evaluate(run: Run, twin: Run | None = None) -> pd.DataFrame:
@@ -239,12 +243,15 @@ def evaluate(run: Run, twin: Run | None = None) -> pd.DataFrame:
     if "localisation" in asked:
         found.append(localisation(run, maps, batch))
     if {"removal", "faithfulness"} & set(asked):
-        found.append(faithfulness(run, maps, batch, twin, whole="faithfulness" in asked))
+        whole = "faithfulness" in asked and not run.recipe.seed
+        found.append(faithfulness(run, maps, batch, twin, whole))
     if run.recipe.aopc_grid and not run.recipe.seed:
         found.append(grids(run, maps, batch))
     if "properties" in asked:
         found.append(properties(run, maps, batch))
     if run.recipe.sanity_count:
         found.append(sanity_checks(run, maps, batch))
+    if run.recipe.choose_count and run.recipe.split == "test":
+        found.append(choice(run))
     run.write_table(pd.concat(found, ignore_index=True))
     return run.table

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
+from lib.plots import footnote
 from lib.writing import write_json, write_whole
 
 
@@ -20,12 +21,15 @@ def has(frame: pd.DataFrame, needs: str) -> bool:
 
 
 def save(fig: Figure, folder: Path, name: str, shown: pd.DataFrame, table: pd.DataFrame, caption: str) -> None:
-    """NAME.png (255 colours unless it holds photographs), NAME.csv: the plotted data; and in index.json the caption,
-    the recipes and seeds of the rows that it was made from, the hash of the plotted data."""
+    """NAME.png (255 colours unless it holds photographs) with its caption below, NAME.csv: the plotted data; and in
+    index.json the caption, the recipes and seeds of the rows that it was made from, the hash of the plotted data."""
+    footnote(fig, caption)
     drawn = io.BytesIO()
     fig.savefig(drawn, format="png", metadata={"Software": None})
     picture = Image.open(drawn).convert("RGB")
-    picture = picture if name == "hero" else picture.quantize(255, dither=Image.Dither.NONE)
+    picture = (
+        picture if name in ("hero", "training_phases", "classes") else picture.quantize(255, dither=Image.Dither.NONE)
+    )
     write_whole(folder / f"{name}.png", lambda path: picture.save(path, "PNG", optimize=True))
     write_whole(folder / f"{name}.csv", lambda path: shown.to_csv(path, index=False, lineterminator="\n"))
     index = folder / "index.json"

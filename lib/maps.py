@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lib.data import load_description
-from lib.explain import explain
+from lib.explain import METHODS, explain
 from lib.run import Run
 
 Batch = dict[str, Any]  # as `Run.images` gives it
@@ -22,9 +22,10 @@ def part_of(batch: Batch, chosen: Tensor) -> Batch:
 
 def explainer_of(run: Run, method: str, labels: Tensor) -> Callable[[Tensor], Tensor]:
     """images (N, C, H, W) in [0, 1] -> maps (N, H, W) of the classes `labels` (N,), with the run's options."""
+    model = run.model if METHODS[method].needs_grad else run.judge
     steps, seed = {"steps": run.recipe.ig_steps}, {"seed": run.recipe.stream("random map")}
     options = {"integrated_gradients": steps, "random": seed}.get(method, {})
-    return lambda images: explain(method, run.model, run.inputs(images), labels, **options)
+    return lambda images: explain(method, model, run.inputs(images), labels, **options)
 
 
 def explain_run(run: Run, batch: Batch, methods: Sequence[str] | None = None) -> Maps:

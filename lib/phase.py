@@ -71,19 +71,22 @@ class PhaseModule(L.LightningModule):
         nn.ModuleList(self.rates).requires_grad_(True)
 
     def train(self, mode: bool = True) -> "PhaseModule":
-        """A frozen part stays in eval mode: its batch statistics are frozen too."""
+        """A frozen part stays in eval mode, its batch statistics too, but for what `frozen_batchnorm` says of the
+        classifier while the Explainer learns."""
         super().train(mode)
         self.model.eval()
         nn.ModuleList(self.rates).train(mode)
+        if self.phase.name == "explainer" and self.recipe.frozen_batchnorm == "train":
+            self.model.classifier.train(mode)
         return self
 
     @property
     def current_weights(self) -> Tensor | None:
-        """Of the classes (K,), None: 1; dynamic ones are `1 + decay^epoch (w - 1)` in training, 1 in measuring."""
-        if self.recipe.class_weights != "dynamic":
-            return self.class_weights
-        rest = self.recipe.class_weights_decay**self.current_epoch
-        return 1 + rest * (self.class_weights - 1) if self.training else None
+        """Of the classes (K,), None: 1; in measuring 1; dynamic ones are `1 + decay^epoch (w - 1)`."""
+        if self.class_weights is None or not self.training:
+            return None
+        dynamic = self.recipe.class_weights == "dynamic"
+        return 1 + self.recipe.class_weights_decay ** (dynamic * self.current_epoch) * (self.class_weights - 1)
 
     def losses(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """The total loss and its terms (scalars), and the logits (N, K)."""
@@ -95,7 +98,8 @@ class PhaseModule(L.LightningModule):
             return {"loss": ce + penalty, "classification": ce, "penalty": penalty}, logits
         if hasattr(out, "explanation"):
             z, mask = out.explanation.float(), batch["mask"][:, None].float() if recipe.hybrid else None
-            explanation = explanation_loss(z, recipe.beta, mask, recipe.gamma, has_mask=batch["has_mask"])
+            annotated = batch["has_mask"] if recipe.penalised == "annotated" else None
+            explanation = explanation_loss(z, recipe.beta, mask, recipe.gamma, has_mask=annotated)
             terms = {"explanation": explanation, "sparsity": sparsity(z).mean(), "contiguity": contiguity(z).mean()}
             return {"loss": alpha * ce + (1 - alpha) * explanation, "classification": ce, **terms}, logits
         return {"loss": ce, "classification": ce}, logits
@@ -187,7 +191,7 @@ def fit_phase(module: PhaseModule, fixed: Tensor, batches: DataLoader, measured:
     bf16 = run.recipe.precision == "bf16"
     if run.recipe.precision == "auto":  # where there are instructions for it, without which it is slower
         bf16 = torch.cuda.is_bf16_supported() if gpu else getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)()
-    stop = L.callbacks.EarlyStopping("val_loss", patience=phase.patience or math.inf)
+    stop = L.callbacks.EarlyStopping("val_loss", run.recipe.min_improvement, phase.patience or math.inf)
     goes_on = intact(module.last) and intact(module.kept)
     with tqdm(total=phase.epochs * len(batches), desc=phase.name, mininterval=1, unit="batch") as bar:
         trainer = L.Trainer(

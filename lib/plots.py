@@ -1,10 +1,10 @@
-"""What the notebooks draw with: an image, a map, a mask, dots, curves, a matrix.
+"""What the notebooks draw with: an image, a map, a mask, dots, curves.
 
 Maps lie over the grey image and are scaled for the eye only: signed maps diverge around 0, others start at 0. The
 scale of a panel ends at the 99.5th percentile of the map's absolute values, so that single pixels do not hide the rest;
 the end and, where it is larger, the maximum are printed in the panel. Explainer heatmaps are shown on [0, 1], the
 epochs of one image on one scale. Labels are those of `lib.table`: in-model ones strong, in their model's colour,
-post-hoc ones thin and grey.
+post-hoc ones thin and grey. No two things are told apart by red and green.
 """
 
 import textwrap
@@ -18,6 +18,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from lib.explain import METHODS
@@ -28,10 +29,12 @@ OWN = {  # colours of models and of their own maps; safe for colour-blind reader
     "TTE-CAM": "#000000",
 }  # fmt: skip
 POST_HOC = [method.label for method in METHODS.values() if method.family not in ("in-model", "baseline")]
+WIDTH = 8.4  # inches: 100 pixels each where a page shows a figure 838 pixels wide
+GREYS = {"LRP alpha1-beta0": "#333333", "Grad-CAM": "#666666"}
 DASHES = {
     "Grad-CAM": (0, (5, 1)), "Integrated Gradients": (0, (3, 1, 1, 1)), "Guided Backprop": (0, (2, 1)),
-    "LRP alpha1-beta0": (0, (4, 2)), "Score-CAM": (0, (6, 2)), "Random": ":", "Centre Gaussian": ":", "Edges": ":",
-}  # fmt: skip
+    "LRP alpha1-beta0": (0, (4, 2)), "Score-CAM": (0, (6, 2)),
+} | {method.label: ":" for method in METHODS.values() if method.family == "baseline"}  # fmt: skip
 plt.rcParams.update({"figure.constrained_layout.use": True, "axes.spines.top": False, "axes.spines.right": False})
 plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 150, "font.size": 9, "axes.titlesize": 9, "image.cmap": "gray"})
 
@@ -41,7 +44,7 @@ def style(label: str, coloured: bool = False) -> dict[str, Any]:
     name = label.partition(" (")[0]
     if name in OWN:
         return {"color": OWN[name], "linestyle": "-", "linewidth": 2.4}
-    colour = "#8A8A8A" if name in POST_HOC else "#BBBBBB"
+    colour = GREYS.get(name, "#8A8A8A") if name in POST_HOC else "#BBBBBB"
     colour = plt.get_cmap("tab20")(POST_HOC.index(name)) if coloured and name in POST_HOC else colour
     return {"color": colour, "linestyle": DASHES.get(name, (0, (3, 2))), "linewidth": 1.1}
 
@@ -59,12 +62,13 @@ def show_image(ax: Axes, image: Tensor, title: str = "") -> None:
     ax.set_axis_off()
 
 
-def show_mask(ax: Axes, mask: Tensor | None, colour: str = "#F0E442") -> None:
-    """The outline of a mask (H, W); nothing where it is empty."""
+def show_mask(ax: Axes, mask: Tensor | None) -> None:
+    """The outline of a mask (H, W), black in white, so that it is seen on any colour; nothing where it is empty."""
     if mask is not None and bool(mask.any()):
         padded = np.pad(mask.cpu().numpy().astype(float), 1)
         y, x = np.arange(-1, padded.shape[0] - 1), np.arange(-1, padded.shape[1] - 1)
-        ax.contour(x, y, padded, levels=[0.5], colors=[colour], linewidths=1.0)
+        for colour, width in (("white", 2.2), ("black", 0.9)):
+            ax.contour(x, y, padded, levels=[0.5], colors=[colour], linewidths=width)
 
 
 def show_region(ax: Axes, image: Tensor, mask: Tensor, title: str = "") -> None:
@@ -73,10 +77,12 @@ def show_region(ax: Axes, image: Tensor, mask: Tensor, title: str = "") -> None:
     ax.imshow(np.ma.masked_equal(mask.cpu().numpy(), 0), cmap="Wistia", vmin=0, vmax=1.2, alpha=0.75)
 
 
-def show_map(ax: Axes, image: Tensor, heatmap: Tensor, signed: bool, mask=None, title="", limit=None) -> None:
+def show_map(
+    ax: Axes, image: Tensor, heatmap: Tensor, signed: bool, mask=None, title="", limit=None, ends=True
+) -> None:
     """A map (H, W) over the grey image (C, H, W): blue-white-red around 0 if signed, else dark to bright from 0.
 
-    `limit` is the end of the scale; None: the map's own.
+    `limit` is the end of the scale; None: the map's own; `ends`: print it.
     """
     values = heatmap.detach().cpu().float().numpy()
     size = np.abs(values[np.isfinite(values)])
@@ -87,12 +93,13 @@ def show_map(ax: Axes, image: Tensor, heatmap: Tensor, signed: bool, mask=None, 
     colours = plt.get_cmap("RdBu_r" if signed else "inferno")((scaled + 1) / 2 if signed else scaled)
     colours[..., 3] = 0.15 + 0.75 * np.abs(np.nan_to_num(scaled)) ** 0.6
     ax.imshow(colours)
-    show_mask(ax, mask, "#009E73" if signed else "#56B4E9")
+    show_mask(ax, mask)
     ax.set_title(title)
-    ends = f"{'±' if signed else '0–'}{limit:.2g}" + (f", max {most:.2g}" if most > 1.05 * limit else "")
-    box = {"facecolor": "white", "alpha": 0.6, "pad": 0.8, "linewidth": 0}
-    ax.text(0.98, 0.02, ends, transform=ax.transAxes, ha="right", va="bottom", fontsize=6, bbox=box)
     ax.set_axis_off()
+    if ends:
+        scale = f"{'±' if signed else '0–'}{limit:.2g}" + (f", max {most:.2g}" if most > 1.05 * limit else "")
+        box = {"facecolor": "white", "alpha": 0.6, "pad": 0.8, "linewidth": 0}
+        ax.text(0.98, 0.02, scale, transform=ax.transAxes, ha="right", va="bottom", fontsize=6, bbox=box)
 
 
 def frames(evolution: Mapping[str, Tensor], signed: bool) -> tuple[Tensor, dict[str, Tensor], list[float]]:
@@ -125,62 +132,65 @@ def footnote(fig: Figure, text: str) -> None:
     fig.supxlabel("\n".join(lines), fontsize=7.5, color="#444444", x=0.01, ha="left")
 
 
+def sheet(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, np.ndarray]:
+    """A figure as wide as a page: panels (rows, columns), of `height` inches in all."""
+    return plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, **options)
+
+
 def ranked(s: pd.DataFrame, better: str = "higher") -> list[str]:
     """The labels of a summary, best value first, undefined ones left out."""
     s = s.dropna(subset="value").sort_values("value", ascending=better == "lower", kind="stable")
     return list(s["label"].astype(str))
 
 
-def name_rows(ax: Axes, rows: Sequence[str], numbered: bool = False) -> None:
-    """The rows 0, 1, ... from the top down, called by their labels."""
-    names = [label + (f"  {i}" if numbered else "") for i, label in enumerate(rows, 1)]
-    ax.set_yticks(range(len(rows)), names, fontsize=7.5)
+def by_mean_rank(s: pd.DataFrame, lower: Sequence[str] = ()) -> list[str]:
+    """The labels of a summary of several data sets and columns, best mean rank first; in `lower` less is better."""
+    frame = s.pivot_table(index="label", columns=["column", "dataset"], values="value", observed=True)
+    ranks = (frame * [-1 if name in lower else 1 for name, _ in frame]).rank(ascending=False, pct=True).mean(axis=1)
+    return list(ranks.sort_values(kind="stable").index.astype(str))
+
+
+def emphasise(labels: Sequence[str], texts: Sequence[Text]) -> None:
+    """In-model labels bold and in their colour, all others grey."""
+    for label, text in zip(labels, texts, strict=False):  # inner panels that share their rows have no texts
+        own = is_own(label)
+        text.set(color=style(label)["color"] if own else "#555555", weight="bold" if own else "normal")
+
+
+def dots(ax: Axes, s: pd.DataFrame, rows: Sequence[str], single=None, hollow: bool = False, best: str = "") -> None:
+    """A row per label, in the order of `rows`: a dot of a summary's value with its interval, or a hollow one; small
+    ones below for the values of `single` (each seed's, say); a ring around the `best`, higher or lower."""
+    colours, first = np.array([style(x)["color"] if is_own(x) else "#777777" for x in rows]), ranked(s, best)[:1]
+    for frame, size, below in ((s, 18, 0), (s[s["label"].isin(first if best else [])], 70, 0), (single, 2, 0.32)):
+        if frame is not None and len(frame):
+            frame = frame.dropna(subset="value")
+            y = np.array([rows.index(label) for label in frame["label"]], dtype=int)
+            if size == 18 and not hollow:
+                ax.hlines(y, frame["low"], frame["high"], colors=colours[y], linewidth=1.4, alpha=0.7)
+            face, edge = ("none", "black") if size == 70 else ("white" if hollow else colours[y], colours[y])
+            ax.scatter(frame["value"], y + below, size, face, edgecolors=edge, zorder=2)
+    for y in [y for y, label in enumerate(rows) if is_own(label) and not hollow]:
+        ax.axhspan(y - 0.5, y + 0.5, color=colours[y], alpha=0.08, linewidth=0, zorder=0)
+    ax.set_yticks(range(len(rows)), rows, fontsize=7)
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
-    emphasise(rows, ax.get_yticklabels(), {})
-
-
-def emphasise(labels: Sequence[str], texts: Sequence[Text], colours: Mapping[str, str]) -> None:
-    """In-model labels bold and in their colour, all others grey; or in that of `colours`."""
-    for label, text in zip(labels, texts, strict=False):  # inner panels that share their rows have no texts
-        colour = colours.get(label) or OWN.get(label.partition(" (")[0], "#555555")
-        text.set(color=colour, weight="bold" if is_own(label) else "normal")
-
-
-def dots(ax: Axes, s: pd.DataFrame, rows=None, better="higher", hollow=False, digits: int | None = 2) -> list[str]:
-    """One row per label of a summary, best on top or in the order of `rows`, which it returns: a dot with its interval,
-    or a hollow one without, and its number at the right edge; an empty row: undefined."""
-    rows = ranked(s, better) if rows is None else rows
-    for one in s.dropna(subset="value").itertuples():
-        y, own = rows.index(one.label), is_own(one.label)
-        colour = style(one.label)["color"] if own else "#8A8A8A"
-        low, high = (one.value if np.isnan(end) else end for end in (one.low, one.high))
-        if not hollow:
-            ax.plot([low, high], [y, y], color=colour, linewidth=1.6 if own else 1.0, alpha=0.7)
-        face = "white" if hollow else colour
-        ax.plot(one.value, y, "o", color=colour, markerfacecolor=face, markersize=5.5 if own else 4)
-        if digits is not None:
-            look = {"color": "black" if own else "#777777", "weight": "bold" if own else "normal", "fontsize": 7}
-            ax.text(1.02, y, f"{one.value:.{digits}f}", transform=ax.get_yaxis_transform(), va="center", **look)
+    emphasise(rows, ax.get_yticklabels())
     ax.grid(axis="x", color="#EEEEEE")
     ax.set_axisbelow(True)
-    name_rows(ax, rows)
-    return list(rows)
 
 
-def curves(ax: Axes, s: pd.DataFrame, share: bool = False, coloured: bool = False, bands: bool = False) -> None:
-    """A line per label of a summary over k (`share`: in % of the last k), with the bands of in-model maps (or all)."""
+def curves(ax: Axes, s: pd.DataFrame, coloured: bool = False, bands: bool = False) -> None:
+    """A line per label of a summary over k, with the bands of in-model maps (or all)."""
     for label, one in reversed(list(s.groupby("label", observed=True, sort=False))):
-        x = 100 * one["k"] / one["k"].max() if share else one["k"]
         look = style(label, coloured)
-        ax.plot(x, one["value"], label=label, **look)
+        ax.plot(one["k"], one["value"], label=label, **look)
         if bands or is_own(label):
-            ax.fill_between(x, one["low"], one["high"], color=look["color"], alpha=0.13, linewidth=0)
+            ax.fill_between(one["k"], one["low"], one["high"], color=look["color"], alpha=0.13, linewidth=0)
 
 
-def ranked_legend(ax: Axes, s: pd.DataFrame, title: str, better="higher", marks=None, colours=None) -> None:
+def ranked_legend(ax: Axes, s: pd.DataFrame, title: str, better="higher", marks=None) -> None:
     """Names the lines of `ax` to its right, best on top, with the value of a summary that ranks them; `marks`: label ->
-    text to add; `colours`: label -> colour of its text, where it is not that of its map."""
+    text to add."""
     lines = {line.get_label(): line for line in ax.get_lines()}
     rows = [label for label in ranked(s, better) if label in lines]
     values = s.set_index(s["label"].astype(str))["value"]
@@ -190,32 +200,21 @@ def ranked_legend(ax: Axes, s: pd.DataFrame, title: str, better="higher", marks=
     legend = ax.legend(handles, texts, title=title, frameon=False, fontsize=7, labelspacing=0.25, **place)
     legend.get_title().set(fontsize=7)
     legend.set_alignment("left")
-    emphasise(rows, legend.get_texts(), colours or {})
+    emphasise(rows, legend.get_texts())
 
 
-def matrix(ax: Axes, texts: pd.DataFrame, colours: np.ndarray, bold=None, numbered: bool = False) -> None:
-    """Cells of texts (rows: labels) on colours (rows, columns, 3 or 4); `numbered`: the columns are the rows."""
-    ax.imshow(colours, aspect="auto")
-    for (i, j), text in np.ndenumerate(texts.to_numpy()):
-        colour = "white" if colours[i, j, :3].mean() < 0.45 else "black"
-        weight = "bold" if bold is not None and bold[i, j] else "normal"
-        ax.text(j, i, text, ha="center", va="center", fontsize=6, color=colour, weight=weight)
-    names, turned = (range(1, len(texts) + 1), {}) if numbered else (texts.columns, {"rotation": 40, "ha": "left"})
-    ax.set_xticks(range(texts.shape[1]), names, fontsize=7, rotation_mode="anchor", **turned)
-    ax.tick_params(length=0, top=True, bottom=False, labeltop=True, labelbottom=False)
-    name_rows(ax, list(texts.index), numbered=numbered)
-    ax.set_ylim(len(texts) - 0.5, -0.5)
-    ax.spines[:].set_visible(False)
-
-
-def epochs(ax: Axes, history: pd.DataFrame, name: str) -> None:
-    """A column of a history for both splits, labelled by epoch, a line where a phase begins."""
+def epochs(ax: Axes, history: pd.DataFrame, name: str) -> dict[str, tuple[float, float]]:
+    """A column of a history for both splits over the epochs of all phases, one after the other, which are named above
+    and begin at a line; phase -> its first and last epoch there."""
+    lengths = history.groupby("phase", sort=False)["epoch"].max()
+    ends = lengths.cumsum()
+    x = history["epoch"] + history["phase"].map(ends - lengths)
     for split, colour, look in (("train", "#0072B2", "--"), ("val", "#D55E00", "-")):
-        ax.plot(np.arange(len(history)), history[f"{split}_{name}"], look, color=colour, label=split)
-    starts = history["phase"].drop_duplicates()
-    for start, phase in starts.items() if len(starts) > 1 else ():
-        ax.axvline(start - 0.5, color="#999999", linewidth=0.8 if start else 0)
-        ax.text(start, 1, phase, transform=ax.get_xaxis_transform(), fontsize=6, va="bottom")
-    shown = np.arange(0, len(history), max(1, len(history) // 8))
-    ax.set_xticks(shown, history["epoch"].astype(int).iloc[shown])
-    ax.set_xlabel("epoch of the phase" if len(starts) > 1 else "epoch")
+        ax.plot(x, history[f"{split}_{name}"], look, color=colour, label=split, linewidth=1.3)
+    for phase, end in ends.items() if len(ends) > 1 else ():
+        ax.axvline(end, color="#BBBBBB", linewidth=0.8, zorder=0)
+        at = end - lengths[phase] / 2, 1.1 if phase == "explainer" else 1.01  # so that short phases have room
+        ax.text(*at, phase, transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=6)
+    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    ax.set_xlabel("epoch")
+    return {phase: (end - lengths[phase], end) for phase, end in ends.items()}

@@ -22,26 +22,38 @@ Checkpoint = Literal["loss", "accuracy", "auc", "sensitivity", "specificity", "p
 Measure = Literal["localisation", "removal", "faithfulness", "properties"]  # removal is a part of faithfulness
 NAME = r"^[^\W_](?:[\w .,()\[\]'+=@&!-]*[\w()\[\]'+=@&!-])?$"  # a folder's, on every system
 NAMED = "a letter or digit, then letters, digits, spaces or one of _.,()[]'+=@&!-, no space or full stop at the end"
+SAME_MODEL = "gradcam", "lrp", "integrated_gradients", "guided_backprop", "random"  # of a model that explains itself
 USUAL_METHODS = {
     "blackbox": ("tte_cam", "gradcam", "smooth_gradcam", "gradcam_pp", "layercam", "scorecam", "saliency",
                  "input_x_gradient", "integrated_gradients", "smoothgrad", "deconvolution", "guided_backprop",
-                 "guided_gradcam", "lrp", "occlusion", "random", "centre_gaussian", "edge_map"),
-    "softcam": ("evidence", "evidence_difference", "random"),
-    "explainer_classifier": ("explainer", "integrated_gradients", "guided_backprop", "random"),
+                 "guided_gradcam", "lrp", "occlusion", "random", "centre_gaussian", "edge_map", "canny", "otsu"),
+    "softcam": ("evidence", *SAME_MODEL),
+    "explainer_classifier": ("explainer", *SAME_MODEL),
 }  # fmt: skip
 PHASES = {"explainer_classifier": ("classifier", "explainer", "joint")}  # all other methods have one phase
 PHASED = {"alpha": [1.0, 0.5, 0.6], "lr_explainer": [0.0, 0.02, 0.03], "optimizer": ["adamw", "sgd", "sgd"]}
 PER_PHASE = ("epochs", "alpha", "lr", "lr_explainer", "optimizer", "schedule", "patience", "checkpoint")
 Phase = namedtuple("Phase", ("name", *PER_PHASE))  # a training phase, with its own value of each of these
 # training parameters that do not concern a black box
-EXPLAINED = "output_stride", "explainer_channels", "init_bias", "l1", "l2", "hybrid", "beta", "gamma", "evolution_count"
+EXPLAINED = (
+    "output_stride", "explainer_channels", "explainer_init", "init_bias", "l1", "l2", "hybrid", "beta", "gamma",
+    "penalised", "frozen_batchnorm", "evolution_count",
+)  # fmt: skip
+# what a model and the black box that it is compared with have in common
+TWINNED = (
+    "dataset", "limit", "image_size", "architecture", "width", "augment", "augment_probability", "batch_size",
+    "classifier_epochs",
+)  # fmt: skip
 
 
 class Sweep(BaseModel, extra="forbid", strict=True, frozen=True):
-    """The sweep that a recipe is a point of, and the parameter that differs from point to point."""
+    """The sweep that a recipe is a point of, the parameter that differs from point to point, its value here in words,
+    and where it stands on an axis: at the value, or where that is no number, at its number in the list."""
 
     name: str
     parameter: str
+    value: str
+    place: float
 
 
 class Training(BaseModel, extra="forbid", strict=True, frozen=True, allow_inf_nan=False):
@@ -66,6 +78,8 @@ class Training(BaseModel, extra="forbid", strict=True, frozen=True, allow_inf_na
     init_bias: float = Field(
         1.0, description="bias of the Explainer's last BatchNorm; z starts at its tanh: .76, 3: .995"
     )
+    explainer_init: Literal["he", "torch"] = Field("he", description="He-normal with a small end, or torch's own")
+    frozen_batchnorm: Literal["eval", "train"] = Field("eval", description="of the classifier in the Explainer's phase")
     criterion: Criterion = Field("cross_entropy", description="classification loss; from kappa on of ordered grades")
     focal_gamma: float = Field(2.0, ge=0, description="criterion focal: exponent of 1 - p; 0: cross entropy")
     class_weights: Weights | None = Field(None, description="a list or N / (K n_k); dynamic: decaying to 1; none: 1")
@@ -75,6 +89,7 @@ class Training(BaseModel, extra="forbid", strict=True, frozen=True, allow_inf_na
     hybrid: bool = Field(False, description="Explainer: also penalise the heatmap outside the annotated mask")
     beta: Share = Field(0.9, description="Explainer: share of sparsity, the rest is contiguity")
     gamma: float = Field(1.0, ge=0, description="hybrid: weight of the penalty outside the mask")
+    penalised: Literal["annotated", "all"] = Field("annotated", description="hybrid: images with a mask, or all")
     epochs: Count | list[Count] = 5
     alpha: Share | list[Share] = Field(1.0, description="weight of the classification loss, 1 - alpha the Explainer's")
     lr: Rate | list[Rate] = Field(0.003, description="learning rate; of the Classifier where there is an Explainer")
@@ -82,6 +97,7 @@ class Training(BaseModel, extra="forbid", strict=True, frozen=True, allow_inf_na
     optimizer: Optimizer | list[Optimizer] = "adamw"
     schedule: Schedule | list[Schedule] = "onecycle"
     patience: Count | list[Count] = Field(0, description="epochs without a better validation loss, then stop; 0: never")
+    min_improvement: Rate = Field(0.0, description="of the validation loss, by which an epoch is better for `patience`")
     checkpoint: Checkpoint | list[Checkpoint] = Field("loss", description="the state with the best on val is kept")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd; onecycle moves it between 0.85 and 0.95")
     nesterov: bool = Field(False, description="of sgd")
@@ -112,9 +128,13 @@ class Recipe(Training):
     test_dataset: str | None = Field(None, description="explain and evaluate on the test images of this one instead")
     explain_methods: list[str] | None = Field(None, description="none: the usual ones of the method")
     explain_count: int = Field(60, ge=1, description="images explained, drawn across classes")
-    measure: list[Measure] = Field(["localisation", "faithfulness", "properties"], description="of the maps")
+    choose_count: int = Field(0, ge=0, description="validation images measured, too, to choose a method by; of test")
+    measure: list[Measure] = Field(
+        ["localisation", "faithfulness", "properties"], description="faithfulness: removal alone but at seed 0"
+    )
     ig_steps: int = Field(16, ge=1, description="integrated gradients: points on the path")
     topk: int = Field(10, ge=1, description="top-k localisation precision for k = 1 to this many patches")
+    topk_threshold: float | None = Field(None, description="only patches that score above it count; none: all")
     patch: int | None = Field(None, gt=0, description="side of the localisation patches in pixels; none: the data's")
     faithfulness_count: int = Field(8, ge=1, description="explained images with a mask that are perturbed")
     aopc_tile: int = Field(8, ge=1, description="side in pixels of the perturbed tiles")
@@ -122,7 +142,9 @@ class Recipe(Training):
     aopc_grid: bool = Field(False, description="seed 0: also every tile size and perturbation of the papers' grid")
     perturbation: Literal["black", "white", "gray", "uniform", "blur"] = Field("black", description="what tiles become")
     deletion_steps: int = Field(20, ge=1, description="patches deleted, at most; steps in which all are inserted")
-    deletion_fill: Literal["zero", "mean", "blur"] = Field("mean", description="what deleted pixels become")
+    deletion_fill: Literal["zero", "mean", "dataset", "blur"] = Field(
+        "mean", description="what deleted pixels become: 0, the image's mean, the data set's"
+    )
     sanity_count: int = Field(4, ge=0, description="images explained again with randomised weights; 0: no sanity check")
     resamples: int = Field(1000, ge=10, description="of the bootstrap behind the 95 % intervals of 04")
 
@@ -165,6 +187,10 @@ class Recipe(Training):
         ]
 
     @property
+    def classifier_epochs(self) -> int:
+        return sum(phase.epochs for phase in self.phases if phase.name != "explainer")
+
+    @property
     def variant(self) -> str:
         """The papers' name: black box, SoftCAM dense|sparse|ridge|elastic net, Explainer unsupervised|hybrid."""
         if self.method == "softcam":
@@ -199,13 +225,17 @@ class Recipe(Training):
             return self
         usual = {key: type(self).model_fields[key].default for key in EXPLAINED}
         own = {"name": self.twin or f"{self.name}-blackbox", "method": "blackbox", "twin": None, "weights_from": None}
-        return self.replace(**self.phases[0]._asdict() | usual | own, sweep=None, explain_methods=None)
+        first = {**self.phases[0]._asdict(), "epochs": self.classifier_epochs}
+        return self.replace(**first | usual | own, sweep=None, explain_methods=None)
 
     def check_twin(self, twin: "Recipe") -> None:
-        """ValueError where `twin` cannot be this recipe's: no black box, or one of other images."""
-        for key, expected in {"method": "blackbox", "dataset": self.dataset, "image_size": self.image_size}.items():
-            if (found := getattr(twin, key)) != expected:
-                raise ValueError(f"twin: {twin.run_dir.name}: expected a run with {key} {expected!r}, got {found!r}")
+        """ValueError where `twin` is no black box that learnt as this model did: from the same images, by the same
+        network, for as long. A point of a sweep, which is compared with its like, need only have images of one kind."""
+        keys = ("dataset", "image_size") if self.sweep else TWINNED
+        pairs = {key: (getattr(self, key), getattr(twin, key)) for key in keys}
+        pairs["method"] = "blackbox", twin.method
+        if differ := ", ".join(f"{key} {own!r} and {its!r}" for key, (own, its) in pairs.items() if own != its):
+            raise ValueError(f"twin: {self.run_dir.name} and {twin.run_dir.name} differ in {differ}")
 
     def replace(self, **changes: Any) -> "Recipe":
         return checked({**self.model_dump(), **changes}, source="recipe")

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from lib.metrics import map_correlation
 from lib.models import Explainer
 
-MODES = ("cascading", "independent")
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, Explainer)
 
 
-def layers(model: nn.Module, groups: int = 6) -> dict[str, tuple[str, ...]]:
-    """The at most `groups` steps from the output to the input: name -> names of the modules in it. The last layer is
-    one; of the others each is a stage, a residual block or a layer, at the first depth of the module tree that has
-    enough; neighbours are joined, `nearest the output..nearest the input`. Normalisations go with the layer before."""
-    *others, last = _blocks(model)
+def layers(model: nn.Module, groups: int = 6, first: str = "classifier") -> dict[str, tuple[str, ...]]:
+    """The at most `groups` steps from the output to the input: name -> names of the modules in it. Of an
+    ExplainerClassifier the part `first` goes first, explainer or classifier. The last layer is one; of the others each
+    is a stage, a residual block or a layer, at the first depth of the module tree that has enough; neighbours are
+    joined, `nearest the output..nearest the input`. Normalisations go with the layer before."""
+    *others, last = sorted(_blocks(model), key=lambda block: block[0].startswith(f"{first}."))
     for depth in range(1, 2 + max(block[0].count(".") for block in others)):
         units: dict[str, list[str]] = {}
         for block in others:
@@ -47,14 +47,14 @@ def _blocks(module: nn.Module, prefix: str = "") -> list[list[str]]:
     return blocks
 
 
-def randomised(model: nn.Module, groups: int = 6, seed: int = 0, mode: str = "cascading") -> Iterator[tuple]:
-    """(step, copy of `model`) with new parameters in the step's layers alone (independent), or in all from the output
-    down to it (cascading; the last: in all), the same ones in both. `model` and the random state stay as they are.
+def randomised(model: nn.Module, groups=6, seed: int = 0, first: str = "classifier") -> Iterator[tuple]:
+    """(step, copy of `model`) with new parameters in all `layers` from the output down to the step, in the end in all.
+    `model` and the random state stay as they are.
 
     Convolutions are drawn He-normal (fan-out), as models here start, with biases 0; the Explainer as `Explainer()`; all
     else by its own `reset_parameters`; a parameter without one is permuted.
     """
-    fresh, forgotten = deepcopy(model).cpu(), ()
+    fresh, copy = deepcopy(model).cpu(), model
     with torch.random.fork_rng([]), torch.no_grad():
         torch.manual_seed(seed)
         for module in fresh.modules():
@@ -71,10 +71,9 @@ def randomised(model: nn.Module, groups: int = 6, seed: int = 0, mode: str = "ca
             channels = tuple(level[-2].out_channels for level in explainer.encoder)
             anew = Explainer(explainer.encoder[0][0].in_channels, channels, explainer.init_bias)
             explainer.load_state_dict(anew.state_dict())
-    for step, names in layers(model, groups).items():
-        forgotten = {"cascading": (*forgotten, *names), "independent": names}[mode]
-        copy = deepcopy(model)
-        for name in forgotten:
+    for step, names in layers(model, groups, first).items():
+        copy = deepcopy(copy)
+        for name in names:
             copy.get_submodule(name).load_state_dict(fresh.get_submodule(name).state_dict())
         yield step, copy
 
@@ -98,10 +97,10 @@ def _ssim(a: Tensor, b: Tensor) -> Tensor:
     return at_pixels[:, 0, 5:-5, 5:-5].mean((1, 2))
 
 
-def parameter_randomisation(explain_fn: Callable, model: nn.Module, mode="cascading", groups=6, seed=0) -> dict:
+def parameter_randomisation(explain_fn: Callable, model: nn.Module, groups=6, seed=0, first="classifier") -> dict:
     """Step -> `similarity` of the maps (N, H, W) that `explain_fn` gives of the model and its `randomised` copies."""
     before = explain_fn(model)
-    return {step: similarity(before, explain_fn(copy)) for step, copy in randomised(model, groups, seed, mode)}
+    return {step: similarity(before, explain_fn(copy)) for step, copy in randomised(model, groups, seed, first)}
 
 
 def unchanged(similarities: Mapping[str, Mapping], threshold: float = 0.5) -> bool | None:

@@ -15,7 +15,7 @@ from lib.data.sampling import EpochSampler, class_weights
 from lib.identity import earlier, identity
 from lib.models import load_reference_checkpoint
 from lib.models.weights import intact, read_checkpoint
-from lib.recipe import EXPLAINED, Recipe
+from lib.recipe import Recipe
 from lib.run import Run, build_model, open_split, versions
 from lib.writing import write_tensors, write_whole
 
@@ -140,23 +140,16 @@ def blackbox_twin(recipe: Recipe) -> Run:
     return run
 
 
-def twin_differences(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Training parameter -> (the recipe's value, its named twin's), where they differ and concern a black box."""
-    own = recipe.blackbox_twin()
-    theirs = Recipe.load(own.run_dir).training
-    return {k: (v, theirs[k]) for k, v in own.training.items() if v != theirs[k] and k not in EXPLAINED}
+def phase_conditions(history: pd.DataFrame) -> pd.DataFrame:
+    """What the Explainer-Classifier's authors ask of its first two phases: of the state carried over the classification
+    loss at about 25 % of its first value, then the explanation loss below 20 %, but not at 0 (an empty heatmap).
 
-
-def phase_warnings(history: pd.DataFrame) -> list[str]:
-    """What the Explainer-Classifier's authors ask of its first two phases and did not come: in the state carried over,
-    the classification loss at about 25 % of its first value, then the explanation loss below 20 %, but not at 0."""
+    A row per phase with its loss: share (of the first value), asked, met."""
     found = []
     for phase, loss, low, high in (("classifier", "classification", 0.15, 0.35), ("explainer", "explanation", 0, 0.2)):
         rows = history[history["phase"] == phase].reset_index()
         if len(rows) > 1:
             first, kept = rows[f"train_{loss}"][[0, rows["val_loss"][1:].idxmin()]]
-            if not low <= kept / first <= high or kept < 1e-3:
-                said = f"phase {phase!r} ended with the {loss} loss at {kept / first:.0%} of its first value"
-                empty = ", an empty heatmap" if phase == "explainer" and kept < 1e-3 else ""
-                found.append(f"{said}{empty} (asked: {low:.0%} to {high:.0%})")
-    return found
+            met = low <= kept / first <= high and kept >= 1e-3
+            found.append((phase, loss, kept / first, f"{low:.0%} to {high:.0%}", met))
+    return pd.DataFrame(found, columns=["phase", "loss", "share", "asked", "met"])

@@ -12,10 +12,11 @@ DEMO = PROJECT / "notebooks/recipes/demo.yaml"  # that of the notebooks alone
 def experiments(folder: str | Path) -> dict[str, tuple[Path, dict[str, Any]]]:
     """name -> (YAML, changes over it) of every recipe of a folder and of every point of its sweeps/*.yaml.
 
-    A sweep names its `base` recipe, a `parameter`, its `values`, and what else is `set` at every point; the points are
-    called SWEEP-VALUE, and one that is trained as another takes its weights. Paths are from the project's root where
-    they lie in it. ValueError naming the file where a recipe or a point is not valid, is not called as its file or as
-    another is, or names a twin or a run to take weights from that is not among them or cannot be it.
+    A sweep names its `base` recipe, a `parameter`, its `values` (numbers, words, lists with a value per phase; or sets
+    of parameters by name, `{NAME: {...}}`), and what else is `set` at every point; the points are called SWEEP-VALUE,
+    and one that is trained as another takes its weights. Paths are from the project's root where they lie in it.
+    ValueError naming the file where a recipe or a point is not valid, is not called as its file or as another is, or
+    names a twin or a run to take weights from that is not among them or cannot be it.
     """
     folder = PROJECT / folder
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
@@ -64,10 +65,17 @@ def points(path: Path) -> dict[str, dict[str, Any]]:
     sweep = read_yaml(path)
     if not {"base", "parameter", "values"} <= set(sweep) <= {"base", "parameter", "values", "set"}:
         raise ValueError(f"{path}: expected base, parameter, values and, if need be, set, got {', '.join(sweep)}")
-    values, parameter = sweep["values"], sweep["parameter"]
-    if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
-        raise ValueError(f"{path}: values: expected a list of numbers, got {values!r}")
+    values, parameter, found = sweep["values"], sweep["parameter"], {}
+    if not isinstance(values, list | dict) or not values:
+        raise ValueError(f"{path}: values: expected a list, or sets of parameters by name, got {values!r}")
     if not isinstance(sweep.get("set") or {}, dict):
         raise ValueError(f"{path}: set: expected lines `name: value`, got {sweep['set']!r}")
-    point = {"base": sweep["base"], **(sweep.get("set") or {}), "sweep": {"name": path.stem, "parameter": parameter}}
-    return {f"{path.stem}-{value:g}": {**point, "name": f"{path.stem}-{value:g}", parameter: value} for value in values}
+    for place, value in enumerate(values):
+        changes = values[value] or {} if isinstance(values, dict) else {parameter: value}
+        parts = value if isinstance(value, list) else [value]
+        said = "-".join(f"{part:g}" if isinstance(part, int | float) else str(part) for part in parts)
+        place = float(value if isinstance(value, int | float) else place)
+        about = {"name": path.stem, "parameter": parameter, "value": said, "place": place}
+        name = f"{path.stem}-{said}"
+        found[name] = {"base": sweep["base"], **(sweep.get("set") or {}), **changes, "sweep": about, "name": name}
+    return found

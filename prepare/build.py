@@ -43,9 +43,8 @@ def build_manifest(
     name, card = (name, None) if name == "folder" else _card_of(name, target)
     base = card.folder(root) if card else Path(root).resolve()
     if not base.is_dir():
-        raise FileNotFoundError(
-            f"data set {str(name)!r}: no folder {base}{f'; {card.how_to_get(root)}' if card else ''}"
-        )
+        hint = f"; {card.how_to_get(root)}" if card else ""
+        raise FileNotFoundError(f"data set {str(name)!r}: no folder {base}{hint}")
     settings = {**(card.options if card else {}), **options}
     if rule := card.mask_values if card else kept_card(base).get("mask_values"):
         settings.setdefault("mask_values", rule)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.random import Generator
 from pydantic import Field
 
+from lib.data.pixels import box_mask
 from prepare.drawing import Drawn, bounding_box, pixel_grid, smooth_noise, soft, to_uint8
 
 Size, Contrast = Annotated[int, Field(ge=72)], Annotated[float, Field(ge=0.2, le=4)]
@@ -16,14 +17,11 @@ def draw(label: int, rng: Generator, size: Size = 96, contrast: Contrast = 1.4) 
     scale. The same `rng` seed with another label gives the same chest: the opacity has a random stream of its own."""
     anatomy, lesion = rng.spawn(2)
     image, lungs = _chest(anatomy, size)
-    mask, boxes = np.zeros((size, size), dtype=bool), []
-    if label:
-        added = _opacity(lesion, contrast, lungs)
-        image, boxes = image + added, [bounding_box(added > 0)]
-        x, y, w, h = boxes[0]
-        mask[y : y + h, x : x + w] = True
+    added = _opacity(lesion, contrast, lungs) if label else np.zeros((size, size))
+    image, boxes = image + added, [bounding_box(added > 0)] if label else []
     gain, offset = anatomy.uniform(0.82, 1.0), anatomy.uniform(-0.02, 0.06)
-    return to_uint8(gain * image + offset + anatomy.normal(0, 0.015, image.shape)), mask, {"boxes": boxes}
+    image = gain * image + offset + anatomy.normal(0, 0.015, image.shape)
+    return to_uint8(image), box_mask(boxes, size, size), {"boxes": boxes}
 
 
 def _chest(rng: Generator, size: int) -> tuple[np.ndarray, np.ndarray]:

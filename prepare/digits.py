@@ -1,4 +1,4 @@
-"""Which of two handwritten digits is there? Real digits (UCI, by way of scikit-learn) in synthetic clutter."""
+"""Which of two to ten handwritten digits is there? Real digits (UCI, by way of scikit-learn) in synthetic clutter."""
 
 from functools import cache
 from typing import Annotated
@@ -8,12 +8,13 @@ from numpy.random import Generator
 from pydantic import Field
 from scipy.ndimage import map_coordinates
 
+from lib.data.pixels import box_mask
 from prepare.drawing import Drawn, bounding_box, smooth_noise, to_uint8
 
-Digit = Annotated[int, Field(ge=0, le=9)]
+Digits = Annotated[tuple[Annotated[int, Field(ge=0, le=9)], ...], Field(min_length=2)]
 SHARES = {"train": (0.0, 0.6), "val": (0.6, 0.75), "test": (0.75, 1.0)}
 SIZE, HEIGHTS = 64, (19.0, 24.0)  # of the image, of a digit, in pixels
-OTHERS, FRAGMENTS = 2, 6  # whole and broken digits besides the target
+OTHERS, FRAGMENTS = 2, 6  # digits besides the target, whole (none of a class) and broken
 
 
 @cache
@@ -26,18 +27,19 @@ def sources(split: str) -> tuple[dict[int, np.ndarray], np.ndarray]:
     return {d: i[round(low * len(i)) : round(high * len(i))] for d, i in rows.items()}, data.images / 16
 
 
-def draw(label: int, rng: Generator, split: str = "train", digits: tuple[Digit, Digit] = (4, 9)) -> Drawn:
+def draw(label: int, rng: Generator, split: str = "train", digits: Digits = (4, 9)) -> Drawn:
     """One image (S, S), the mask of its target's box, `boxes`, and as `patient` the target's source. The same `rng`
     seed with another label gives the same clutter and the other digit at the same place."""
-    if digits[0] == digits[1]:
-        raise ValueError(f"digits: expected two different digits, got {digits}")
+    if len(set(digits)) < len(digits):
+        raise ValueError(f"digits: expected different digits, got {digits}")
     clutter, target = rng.spawn(2)
     rows, images = sources(split)
     image = 0.10 + 0.05 * smooth_noise(clutter, SIZE, 5)
     margin = 0.55 * HEIGHTS[1]  # within which a whole digit, slightly turned, fits
     centres = [margin + clutter.uniform(size=2) * (SIZE - 2 * margin)]
-    others = [digit for digit in range(10) if digit not in digits]
-    for index in range(OTHERS + FRAGMENTS):
+    whole = [digit for digit in range(10) if digit not in digits]
+    others = whole or range(10)
+    for index in range(0 if whole else OTHERS, OTHERS + FRAGMENTS):
         source = images[clutter.choice(rows[others[clutter.integers(len(others))]])]
         if index < OTHERS:
             centre = _furthest(margin + clutter.uniform(size=(20, 2)) * (SIZE - 2 * margin), centres)
@@ -51,12 +53,11 @@ def draw(label: int, rng: Generator, split: str = "train", digits: tuple[Digit, 
     chosen = int(target.choice(rows[digits[label]]))
     height, turn = target.uniform(*HEIGHTS), target.normal(0, 0.15)
     ink = _placed(images[chosen], centres[0], height, turn)
-    x, y, w, h = bounding_box(ink > 0.25)
-    mask = np.zeros((SIZE, SIZE), dtype=bool)
-    mask[y : y + h, x : x + w] = True
+    boxes = [bounding_box(ink > 0.25)]
+    mask = box_mask(boxes, SIZE, SIZE)
     image = np.maximum(image, target.uniform(0.6, 1.0) * ink * mask)
     image = image + clutter.normal(0, 0.04, image.shape)
-    return to_uint8(image), mask, {"boxes": [[x, y, w, h]], "patient": f"source-{chosen:04d}"}
+    return to_uint8(image), mask, {"boxes": boxes, "patient": f"source-{chosen:04d}"}
 
 
 def _furthest(places: np.ndarray, centres: list) -> np.ndarray:

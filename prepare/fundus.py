@@ -9,11 +9,18 @@ from pydantic import Field
 from prepare.drawing import Drawn, pixel_grid, smooth_noise, soft, to_uint8
 
 Size, Scale = Annotated[int, Field(ge=48)], Annotated[float, Field(ge=0.2, le=3)]
+Grades = Annotated[list[tuple[int, int]], Field(min_length=2)]
 
 
-def draw(label: int, rng: Generator, size: Size = 96, lesion_scale: Scale = 1.3) -> Drawn:
+def draw(label: int, rng: Generator, size: Size = 96, lesion_scale: Scale = 1.3, grades: Grades | None = None) -> Drawn:
     """One retina (S, S, 3), and the mask of the lesion pixels; lesion_scale 1: exudates of radius 1.6 to 3, dots of 1.2
-    to 1.9 px. The same `rng` seed with another label gives the same retina: lesions have a stream of their own."""
+    to 1.9 px. The same `rng` seed with another label gives the same retina: lesions have a stream of their own.
+
+    grades: the least and the largest number of lesions, all of radius 1.7, of each label; they differ in it alone, and
+    of the same seed the lesions of a label are among those of a higher one."""
+    room = 0.35 * (46 - 4 * lesion_scale) ** 2 / (2.5 * lesion_scale) ** 2  # how many lesions fit
+    if grades and any(not 0 <= low <= high <= room for low, high in grades):
+        raise ValueError(f"grades: expected the least and largest numbers of lesions, up to {room:.0f}, got {grades}")
     anatomy, lesion = rng.spawn(2)
     unit = size / 96
     y, x = pixel_grid(size, size)
@@ -35,8 +42,9 @@ def draw(label: int, rng: Generator, size: Size = 96, lesion_scale: Scale = 1.3)
     image = image * (1 - vessels * [0.45, 0.72, 0.66])
 
     mask = np.zeros((size, size), dtype=bool)
-    if label:
-        image, mask = _lesions(image, lesion, lesion_scale * unit, centre, radius, disc, disc_radius)
+    if label or grades:
+        among = grades[label] if grades else None
+        image, mask = _lesions(image, lesion, lesion_scale * unit, centre, radius, disc, disc_radius, among)
 
     tilt = anatomy.normal(0, 0.06, 2)
     from_centre = np.hypot(y - centre[0], x - centre[1]) / radius
@@ -52,9 +60,9 @@ def _blend(image: np.ndarray, alpha: np.ndarray, colour) -> np.ndarray:
 
 
 def _vessels(rng: Generator, size: int, disc: np.ndarray, side: float) -> np.ndarray:
-    """Darkness (size, size) in [0, 1] of a tree of vessels: four arcades leave the optic disc and branch twice."""
+    """Darkness (size, size) in [0, 1] of a tree of vessels: four arcades of a vein and an artery leave the optic
+    disc, up and down, bent around the macula (temporal) or away from it (nasal), and branch twice."""
     unit = size / 96
-    # Four arcades of a vein and an artery: up and down, bent around the macula (temporal) or away from it (nasal).
     steps, up, temporal = 68, np.repeat([1.0, 1.0, -1.0, -1.0], 2), np.tile([1.0, 1.0, 0.0, 0.0], 2)
     heading = (np.pi if side > 0 else 0.0) - side * up * np.where(temporal > 0, 1.35, 2.35) + rng.normal(0, 0.14, 8)
     bend = side * up * np.where(temporal > 0, 0.021, -0.006) + rng.normal(0, 0.003, 8)
@@ -88,30 +96,36 @@ def _stamp(points: np.ndarray, size: int, reach: int) -> np.ndarray:
     return canvas.reshape(size, size)
 
 
-def _lesions(image, rng, scale, centre, radius, disc, disc_radius) -> tuple[np.ndarray, np.ndarray]:
-    """The retina with one or two clusters of exudates and a few haemorrhages, and the mask of all that changed."""
-    size = len(image)
+def _lesions(image, rng, scale, centre, radius, disc, disc_radius, among) -> tuple[np.ndarray, np.ndarray]:
+    """The retina with as many lesions as `among` says, (least, most), or else with one or two clusters of exudates and
+    a few haemorrhages, and the mask of all that changed."""
+    size, spots = len(image), []  # (y, x), radius, squash, turn, whether it is an exudate
     y, x = pixel_grid(size, size)
-    exudate, blood = np.zeros((size, size)), np.zeros((size, size))
 
-    def place(margin):
+    def place(margin, apart=0.0):
         while True:
             point = centre + rng.uniform(-1, 1, 2) * radius
-            if np.hypot(*(point - centre)) < radius - margin and np.hypot(*(point - disc)) > disc_radius + margin:
+            others = [(disc, disc_radius + margin), *((at, apart) for at, *_ in spots)]
+            clear = all(np.hypot(*(point - at)) > distance for at, distance in others)
+            if clear and np.hypot(*(point - centre)) < radius - margin:
                 return point
 
-    for _ in range(rng.integers(1, 3)):
+    for _ in range(among[0] + int(rng.uniform() * (among[1] - among[0] + 1)) if among else 0):
+        spots.append((place(4 * scale, 5 * scale), scale * 1.7, 1.0, 0.0, rng.uniform() < 0.5))
+    for _ in range(0 if among else rng.integers(1, 3)):
         middle = place(9 * scale)
         for _ in range(rng.integers(3, 6)):
             at, r = middle + rng.normal(0, 2.8 * scale, 2), scale * rng.uniform(1.6, 3.0)
             at = middle + (at - middle) * min(1.0, 5.5 * scale / max(np.hypot(*(at - middle)), 1e-9))
-            squash, turn = rng.uniform(0.75, 1.3), rng.uniform(0, np.pi)
-            u = (y - at[0]) * np.cos(turn) + (x - at[1]) * np.sin(turn)
-            v = (x - at[1]) * np.cos(turn) - (y - at[0]) * np.sin(turn)
-            exudate = np.maximum(exudate, soft(np.hypot(u * squash, v / squash) - r, 1.8))
-    for _ in range(rng.integers(2, 5)):
-        at, r = place(5 * scale), scale * rng.uniform(1.2, 1.9)
-        blood = np.maximum(blood, soft(np.hypot(y - at[0], x - at[1]) - r, 1.4))
+            spots.append((at, r, rng.uniform(0.75, 1.3), rng.uniform(0, np.pi), True))
+    for _ in range(0 if among else rng.integers(2, 5)):
+        spots.append((place(5 * scale), scale * rng.uniform(1.2, 1.9), 1.0, 0.0, False))
+    exudate, blood = np.zeros((2, size, size))
+    for at, r, squash, turn, bright in spots:
+        u = (y - at[0]) * np.cos(turn) + (x - at[1]) * np.sin(turn)
+        v = (x - at[1]) * np.cos(turn) - (y - at[0]) * np.sin(turn)
+        alpha = soft(np.hypot(u * squash, v / squash) - r, 1.8 if bright else 1.4)
+        exudate, blood = (np.maximum(exudate, alpha), blood) if bright else (exudate, np.maximum(blood, alpha))
     exudate, blood = (np.where(alpha > 0.15, alpha, 0.0) for alpha in (exudate, blood))
     image = image * (1 - 0.85 * blood[..., None] * [0.62, 0.88, 0.85])
     return _blend(image, 0.85 * exudate, [0.97, 0.86, 0.48]), (exudate > 0) | (blood > 0)

@@ -26,27 +26,28 @@ def generate(name: str, root: str | Path, seed: int, counts: dict[str, int], **p
     for split, count in counts.items():
         if split not in SPLITS or count < 0:
             raise ValueError(f"counts: expected numbers from 0 for {', '.join(SPLITS)}, got {split!r}: {count!r}")
-    wanted = [(split, i) for split in SPLITS for i in range(counts.get(split, 0))]
-    frame = _samples(name, Path(root), seed, parameters, wanted)
+    frame = _samples(name, Path(root), seed, parameters, [(s, i) for s in SPLITS for i in range(counts.get(s, 0))])
     write_text(Path(root) / "manifest.csv", frame.to_csv(index=False, lineterminator="\n"))
     frame.attrs.update(name=name, root=str(Path(root).resolve()))
     return frame
 
 
-def make(card: Description, root: Path, wanted: Iterable[tuple[str, int]]) -> None:
-    """Make images of a generated data set, given by split and number, as its card says."""
+def make(card: Description, root: Path, wanted: Iterable[tuple[str, int]]) -> pd.DataFrame:
+    """Make images of a generated data set, given by split and number, as its card says; their rows."""
     parameters = {"generator": card.name, **card.generator}
-    _samples(parameters.pop("generator"), root, parameters.pop("seed"), parameters, wanted)
+    return _samples(parameters.pop("generator"), root, parameters.pop("seed"), parameters, wanted)
 
 
 def _samples(name: str, root: Path, seed: int, parameters: dict, wanted: Iterable[tuple[str, int]]) -> pd.DataFrame:
-    """Draw and write images (split, number), with masks and (shapes) XML. Of each pair of images one has label 1."""
+    """Draw and write images (split, number), with masks and (shapes) XML. Of K labels, K in a row have each once."""
     if name not in GENERATORS:
         raise ValueError(f"generator's name: expected one of {', '.join(GENERATORS)}, got {name!r}")
     draw, rows = validate_call(GENERATORS[name].draw, config={"arbitrary_types_allowed": True}), []
+    classes = len(np.atleast_1d(parameters.get("digits") or parameters.get("grades") or (0, 1)))
     for split, i in wanted:
         key, file = [seed, zlib.crc32(name.encode()), SPLITS.index(split)], f"{split}/{i:05d}"
-        label = int(i + np.random.default_rng([*key, i // 2, 1]).integers(2)) % 2
+        order, left = np.random.default_rng([*key, i // classes, 1]), list(range(classes))
+        label = [left.pop(order.integers(len(left))) for _ in range(i % classes + 1)][-1]
         which = {"split": split} if name == "digits" else {}
         pixels, mask, extras = draw(label, np.random.default_rng([*key, i]), **which, **parameters)
         boxes = extras.get("boxes")
@@ -66,8 +67,8 @@ def _samples(name: str, root: Path, seed: int, parameters: dict, wanted: Iterabl
 
 
 if __name__ == "__main__":
-    for name in GENERATORS:
-        card = load_description(name)
-        made = generate(name, card.folder(), counts=card.counts, **card.generator)
-        write_text(MANIFESTS / f"{name}.csv", made.to_csv(index=False, lineterminator="\n"))
-        print(f"{name}: {len(made)} images")
+    for card in (load_description(path.stem) for path in sorted(MANIFESTS.glob("*.yaml"))):
+        if card.generator:
+            made = make(card, card.folder(), [(s, i) for s in SPLITS for i in range(card.counts[s])])
+            write_text(MANIFESTS / f"{card.name}.csv", made.to_csv(index=False, lineterminator="\n"))
+            print(f"{card.name}: {len(made)} images")

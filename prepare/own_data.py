@@ -117,7 +117,4 @@ def own_card(root: Path, frame: pd.DataFrame, classes: list[str], counts: dict[s
 def kept_card(root: Path) -> dict:
     """What stands in the card that is there already; nothing where none is."""
     path = root / CARD
-    try:
-        return load_description(path).model_dump(mode="json", exclude_unset=True) if path.is_file() else {}
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8: {error}") from None
+    return load_description(path).model_dump(mode="json", exclude_unset=True) if path.is_file() else {}

@@ -115,11 +115,9 @@ def _boxes(table: pd.DataFrame) -> list[list[float] | None]:
 
 def _lacking(rows: pd.DataFrame, detailed: dict[str, list[list[float]]], scale: float) -> pd.Series:
     """Whether a row has a box that the detailed ones, scaled, do not have, to 2 pixels."""
-    lacking = []
-    for patient, box in zip(rows["patient"], rows["box"], strict=True):
-        others = scale * np.reshape(detailed[patient], (-1, 4))
-        lacking.append(bool(box) and not (abs(others - box) <= 2).all(1).any())
-    return pd.Series(lacking, rows.index)
+    others = [scale * np.reshape(detailed[patient], (-1, 4)) for patient in rows["patient"]]
+    pairs = zip(rows["box"], others, strict=True)
+    return pd.Series([bool(b) and not (abs(near - b) <= 2).all(1).any() for b, near in pairs], rows.index)
 
 
 def idrid(root: Path, lesions: list[Lesion] | None = None, crop: bool = True) -> pd.DataFrame:
@@ -217,5 +215,4 @@ def study_rows(root: Path, file: str) -> pd.DataFrame:
     except Exception as error:  # XLRDError, CompDocError, struct.error, KeyError, AssertionError ...
         expected = f"an Excel file (.xls) with {', '.join(CELLS)} in row 5"
         raise ValueError(f"{root / file}: expected {expected}: {error}") from None
-    rows = [f"{file} row {i + 6}" for i in table.index]
-    return table.assign(row=rows, problem=[[] for _ in rows])
+    return table.assign(row=[f"{file} row {i + 6}" for i in table.index], problem=[[] for _ in table.index])

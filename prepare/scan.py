@@ -89,8 +89,7 @@ def inspect(root: Path, row: Any, how: Preparation) -> dict:
         write_png(root / image, pixels)
     if image != row.image or len(row.masks) != 1 or is_dicom(mask) or row.points or how.mask_values:
         made_of = zlib.crc32(how.key(row).encode())  # other lesions or points: another file
-        mask = f"{how.folder}/masks/{row.image}.{made_of:08x}.png" if region.any() else ""
-        if mask:
+        if mask := f"{how.folder}/masks/{row.image}.{made_of:08x}.png" if region.any() else "":
             write_png(root / mask, region)
     return {
         "image": image, "mask": mask, "width": pixels.shape[1], "height": pixels.shape[0], "sha256": pixel_hash(pixels),
@@ -162,9 +161,6 @@ def fundus_window(pixels: np.ndarray) -> tuple[int, int, int, int]:
         (x, y, c), *_ = np.linalg.lstsq(design, (points**2).sum(1), rcond=None)
         radius = np.sqrt(max(c + x**2 + y**2, 0))
         off = np.abs(np.hypot(*(points - (x, y)).T) - radius)
-        keep = off <= max(np.median(off), 0.02 * radius)
-        if keep.all():
-            break
-        points = points[keep]
+        points = points[off <= max(np.median(off), 0.02 * radius)]
     left, top, side = round(step * x - step * radius), round(step * y - step * radius), max(1, round(2 * step * radius))
     return left, top, left + side, top + side

@@ -18,9 +18,8 @@ SUFFIXES = (".png", ".jpeg", ".jpg", ".JPEG", ".JPG", ".tif", ".tiff", ".bmp", "
 
 def find_file(root: Path, what: str, candidates: list[str]) -> str:
     """The first of the candidates, relative to the root, that is there; FileNotFoundError names them all."""
-    for path in candidates:
-        if (root / path).exists():
-            return path
+    if there := [path for path in candidates if (root / path).exists()]:
+        return there[0]
     raise FileNotFoundError(f"{root}: no {what}; expected one of {', '.join(candidates)}")
 
 

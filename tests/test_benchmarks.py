@@ -49,7 +49,7 @@ def test_a_missing_peer_and_an_unknown_benchmark_are_named():
     with pytest.raises(SystemExit, match=r"^no_such_peer: not installed.*pip install -e '\.\[bench\]'$"):
         peer("no_such_peer")
     assert peer("torch") is torch
-    with pytest.raises(SystemExit, match="expected some of perturbation, cam, forward, memory, got speed"):
+    with pytest.raises(SystemExit, match="expected some of perturbation, cam, forward, start, memory, got speed"):
         command.main(["speed"])
 
 

@@ -1,8 +1,10 @@
 import math
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from lib import evaluate, metrics, recipe
 from lib.explain import explain
@@ -22,9 +24,10 @@ def softcam(trained):
     return run, batch, explain_run(run, batch, ["evidence"])["evidence"]
 
 
-def values(table, metric, method=None, judge="own"):
-    """The values of a metric: (N,), or (N, L) of a curve."""
-    rows = table[(table["metric"] == metric) & (table["judge"] == judge)]
+def values(table, metric, method=None, judge="own", resolution=None, split="test"):
+    """The values of a metric: (N,), or (N, L) of a curve; resolution None: of what stands at one alone."""
+    rows = table[(table["metric"] == metric) & (table["judge"] == judge) & (table["split"] == split)]
+    rows = rows if resolution is None else rows[rows["resolution"] == resolution]
     rows = rows if method is None else rows[rows["method"] == method]
     found = rows.pivot_table("value", "image", "k", sort=False, dropna=False)
     return torch.tensor(found.to_numpy()).squeeze(1)
@@ -34,7 +37,7 @@ def test_a_table_holds_every_number_of_every_image(evaluated):
     for name, run in evaluated.items():
         table = Run.load(run.dir).table
         assert list(table.columns) == COLUMNS
-        assert not table.duplicated(["method", "metric", "judge", "image", "k"]).any()
+        assert not table.duplicated(["method", "metric", "judge", "resolution", "image", "k"]).any()
         assert set(table["split"]) == {"test"}
         labels, probabilities = run.predictions()
         assert torch.equal(values(table, "label"), labels.double())
@@ -43,7 +46,6 @@ def test_a_table_holds_every_number_of_every_image(evaluated):
         assert values(table, "correct").tolist() == correct.double().tolist()
         scalars = table[table["image"] == ""].groupby("metric")["value"].first()
         assert scalars["accuracy"] == pytest.approx(correct.double().mean().item())
-        assert scalars["auc_low"] <= scalars["auc"] <= scalars["auc_high"]
         for method, maps in run.maps.items():
             assert len(values(table, "gini", method)) == len(maps) == run.recipe.explain_count
         phases = {"correct_classifier", "correct_explainer", "auc_classifier", "auc_explainer"}
@@ -65,13 +67,68 @@ def test_localisation_is_every_metric_of_the_maps_and_the_masks(softcam):
     run, batch, maps = softcam
     table, masks = evaluate.localisation(run, {"evidence": maps}, batch), batch["mask"].bool()
     for name in ("activation_precision", "activation_sensitivity", "weighting_game", "pointing_game", "best_iou"):
-        found = values(table, name)
+        found = values(table, name, resolution="image")
         assert torch.allclose(found.float(), getattr(metrics, name)(maps, masks), equal_nan=True), name
         assert found.isnan().tolist() == (~batch["has_mask"]).tolist(), name
-    pooled = metrics.topk_precision(maps, masks, run.recipe.topk, run.description.patch)
-    assert torch.allclose(values(table, "topk_precision").nanmean(0).float(), pooled.float(), atol=1e-6)
+    small = F.interpolate(maps[:, None], run.model(batch["image"]).evidence.shape[2:], mode="bicubic", antialias=True)
+    coarse = F.interpolate(small, maps.shape[1:], mode="bicubic")[:, 0]
+    for resolution, read in (("image", maps), ("evidence", coarse)):
+        pooled = metrics.topk_precision(read, masks, run.recipe.topk, run.description.patch)
+        found = values(table, "topk_precision", resolution=resolution).nanmean(0)
+        assert torch.allclose(found.float(), pooled.float(), atol=1e-6)
+        found = values(table, "activation_precision", resolution=resolution).float()
+        assert torch.allclose(found, metrics.activation_precision(read, masks), atol=1e-5, equal_nan=True)
+    pompom = metrics.pompom(maps.clamp(min=0) / maps.amax((1, 2), keepdim=True), masks)
+    assert torch.allclose(values(table, "pompom").float(), pompom, equal_nan=True)
     assert sorted(table[table["metric"] == "topk_precision"]["k"].unique()) == list(range(1, run.recipe.topk + 1))
     assert set(table[table["method"] == "masks"]["metric"]) == {"topk_ceiling", "topk_chance"}
+
+
+@pytest.mark.parametrize("name", ["blackbox", "softcam", "explainer"])
+def test_the_evidence_grid_is_that_of_the_last_features(trained, name):
+    run, seen = trained[name], []
+    original = F.interpolate
+    with mock.patch(
+        "lib.evaluate.F.interpolate", lambda x, size, **more: seen.append(size) or original(x, size, **more)
+    ):
+        assert evaluate.at_evidence(run, torch.rand(1, 64, 64)).shape == (1, 64, 64)
+    assert tuple(seen[0]) == (16, 16)  # compact: output stride 4
+
+
+def test_only_patches_above_the_threshold_count(softcam, monkeypatch):
+    run, batch, maps = softcam
+    monkeypatch.setattr(run, "recipe", run.recipe.replace(topk_threshold=float(maps.median())))
+    found = values(evaluate.localisation(run, {"evidence": maps}, batch), "topk_precision", resolution="image").float()
+    given = maps, batch["mask"].bool(), run.recipe.topk, run.description.patch, run.recipe.topk_threshold
+    assert torch.allclose(found, evaluate.precision(metrics.topk_hits(*given)), equal_nan=True)
+
+
+def test_deleted_pixels_become_the_mean_of_the_data_set(softcam, monkeypatch):
+    run, batch, maps = softcam
+    monkeypatch.setattr(run, "recipe", run.recipe.replace(deletion_fill="dataset"))
+    chosen = perturbed(run, batch)
+    found = values(evaluate.faithfulness(run, {"evidence": maps}, batch, whole=False), "deletion_curve")
+    given = run.predict, batch["image"][chosen], maps[chosen], batch["label"][chosen], run.recipe.deletion_steps, 8
+    assert torch.equal(found.float(), metrics.deletion_hits(*given, fill=tuple(run.description.mean)))
+
+
+def test_rows_of_choice_are_the_same_measures_of_validation_images(softcam, monkeypatch):
+    run, _, _ = softcam
+    asked = {"choose_count": 6, "explain_methods": ["evidence", "random"]}
+    monkeypatch.setattr(run, "recipe", run.recipe.replace(**asked))
+    table, batch = evaluate.choice(run), run.images(6, "val")
+    assert set(table["split"]) == {"val"} and set(table["image"]) <= set(batch["id"])
+    assert table["image"].nunique() == 6 and not set(batch["id"]) & set(run.images()["id"])
+    assert set(table["metric"]) == {*evaluate.CHOICE, "aopc"} and set(table["method"]) == {"evidence", "random"}
+    assert set(table[table["metric"] == "aopc"]["k"]) == {run.recipe.aopc_steps}
+    assert not table.duplicated(["method", "metric", "judge", "resolution", "image"]).any()
+    maps = explain_run(run, batch)
+    expected = values(evaluate.faithfulness(run, maps, batch), "aopc", "random")[:, -1]
+    assert torch.equal(values(table, "aopc", "random", split="val"), expected)
+    for resolution in ("image", "evidence"):
+        given = {"method": "random", "resolution": resolution}
+        expected = values(evaluate.localisation(run, maps, batch), "activation_precision", **given)
+        assert torch.allclose(values(table, "activation_precision", split="val", **given), expected, equal_nan=True)
 
 
 def test_faithfulness_uses_the_first_images_with_a_mask(softcam):
@@ -109,11 +166,29 @@ def test_evidence_is_read_at_its_own_resolution(softcam):
     found = table[table["metric"] == "positive_proportion"]
     assert set(found["resolution"]) == {"evidence"}
     assert found["value"].tolist() == pytest.approx(metrics.positive_proportion(disease).tolist())
-    assert values(table, "positive_share_diseased").isnan().tolist() == (~sick).tolist()
+    assert set(found["k"]) == {1}
     game = metrics.grid_pointing_game(disease[sick], disease[~sick], seed=run.recipe.stream("grid"))
     assert table[table["metric"] == "grid_pointing_game"]["value"].item() == pytest.approx(game)
     assert values(table, "completeness").max() < 1e-5
     assert "positive_proportion" not in set(evaluate.properties(run, {"random": maps}, batch)["metric"])
+
+
+def test_of_more_than_two_classes_every_one_has_its_evidence(softcam, monkeypatch):
+    run, batch, maps = softcam
+    evidence = torch.randn(12, 3, 5, 5)
+    monkeypatch.setattr(evaluate, "native_evidence", lambda *_: evidence)
+    monkeypatch.setattr(evaluate, "completeness", lambda *_: torch.zeros(4))
+    monkeypatch.setattr(evaluate, "explainer_of", lambda *_: lambda images: images[:, 0])
+    batch = batch | {"label": torch.arange(12) % 3}
+    table = evaluate.properties(run, {"evidence": maps}, batch)
+    for metric, count in (("positive_proportion", 12), ("grid_pointing_game", 1)):
+        found = table[table["metric"] == metric]
+        assert found["k"].value_counts().to_dict() == {0: count, 1: count, 2: count}
+    for k in range(3):
+        one, sick = evidence[:, k], batch["label"] == k
+        assert values(table, "positive_proportion")[:, k].float().tolist() == metrics.positive_proportion(one).tolist()
+        game = metrics.grid_pointing_game(one[sick], one[~sick], seed=run.recipe.stream("grid"))
+        assert found[found["k"] == k]["value"].item() == pytest.approx(game)
 
 
 def test_integrated_gradients_of_an_explainer_classifier_are_complete_at_its_heatmap():
@@ -156,10 +231,9 @@ def test_sanity_marks_the_map_that_does_not_depend_on_the_model(softcam, monkeyp
     table = evaluate.sanity_checks(run, {"evidence": maps, "random": maps}, batch)
     unchanged = table[table["metric"] == "unchanged"].set_index("method")["value"]
     assert unchanged.to_dict() == {"evidence": 0, "random": 1}
-    for mode in ("cascading", "independent"):
-        assert values(table, f"spearman {mode}", "random")[:, -1].tolist() == pytest.approx([1.0, 1.0])
-        similar = [values(table, f"{name} {mode}", "evidence") for name in ("spearman", "spearman_abs", "ssim")]
-        assert len({found.shape for found in similar}) == 1
+    assert values(table, "spearman cascading", "random")[:, -1].tolist() == pytest.approx([1.0, 1.0])
+    similar = [values(table, f"{name} cascading", "evidence") for name in ("spearman", "spearman_abs", "ssim")]
+    assert len({found.shape for found in similar}) == 1
 
 
 def test_the_patch_follows_the_size_of_the_images(tiny):
@@ -194,9 +268,3 @@ def test_what_a_recipe_does_not_measure_is_not_measured(trained, evaluated):
     assert set(table["split"]) == {"val"}
     assert summary(joined([table], [constants(run)]), ["metric"]).set_index("metric")["used"]["correct"] == 8
     assert table[table["metric"] == "correct"]["image"].tolist() == run.images()["id"]
-
-
-def test_the_resampled_area_under_the_curve_is_that_of_the_metrics_of_the_classes_that_are_there():
-    labels, p = torch.tensor([0, 1, 1, 0, 1]), torch.rand(5, 3, dtype=torch.float64)
-    expected = metrics.classification_metrics(labels, p / p.sum(1, keepdim=True))["auc"]
-    assert evaluate.auc(torch.cat([labels[:, None], p / p.sum(1, keepdim=True)], 1)) == pytest.approx(expected)

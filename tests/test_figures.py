@@ -23,6 +23,7 @@ def test_a_figure_is_kept_with_its_data_and_where_it_is_from(tmp_path):
     said = {"caption": "What it shows.", "recipes": ["x", "y"], "seeds": [0, 1], "data_sha256": data_hash(shown)}
     assert index == {"one.png": said, "two.png": said}
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    assert fig.get_supxlabel() == "What it shows."
     assert np.asarray(Image.open(tmp_path / "one.png").convert("RGB")).std() > 5
     assert pd.read_csv(tmp_path / "one.csv").equals(shown)
 

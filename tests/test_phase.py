@@ -69,14 +69,41 @@ def test_dynamic_weights_decay_from_balanced_to_one_while_training_only(tiny, mo
         torch.testing.assert_close(module.train().current_weights, 1 + rest * (weights - 1))
 
 
-def test_losses_are_the_papers(tiny):
-    recipe = tiny(hybrid=True, beta=0.7, gamma=0.5, **PHASES)
+def test_weights_of_the_classes_count_in_training_only(tiny):
+    weights = torch.tensor([2 / 3, 2.0])
+    module = module_of(tiny(class_weights="balanced"), weights=weights)
+    assert module.eval().current_weights is None
+    torch.testing.assert_close(module.train().current_weights, weights)
+
+
+def test_the_batch_statistics_of_the_frozen_classifier(tiny):
+    """They stay while the Explainer learns, or go on (as in the reference); its weights stay in both cases."""
+    for mode, training in (("eval", False), ("train", True)):
+        joint = module_of(tiny(frozen_batchnorm=mode, **PHASES), 2).train()
+        assert joint.model.classifier.training
+        module = module_of(tiny(frozen_batchnorm=mode, **PHASES), 1).train()
+        assert module.model.classifier.training == training and module.model.explainer.training
+        assert not any(parameter.requires_grad for parameter in module.model.classifier.parameters())
+        assert not module.eval().model.classifier.training
+
+
+def test_the_least_improvement_and_the_patience_reach_what_stops_a_training(tiny, monkeypatch):
+    asked, make = [], phases.L.callbacks.EarlyStopping
+    monkeypatch.setattr(phases.L.callbacks, "EarlyStopping", lambda *given: asked.append(given) or make(*given))
+    train(tiny(name="least", min_improvement=1e-4, patience=3, epochs=1, method="blackbox"))
+    assert asked == [("val_loss", 1e-4, 3)]
+
+
+@pytest.mark.parametrize("penalised", ["annotated", "all"])
+def test_losses_are_the_papers(tiny, penalised):
+    recipe = tiny(hybrid=True, beta=0.7, gamma=0.5, penalised=penalised, **PHASES)
     torch.manual_seed(0)
     module = module_of(recipe, 1).eval()
     batch = torch.utils.data.default_collate([open_split(recipe, "val")[i] for i in range(6)])
     terms, logits = module.losses(batch)
     z = module.model(module.run.normalise(batch["image"])).explanation
-    outside = outside_penalty(z, batch["mask"][:, None].float())[batch["has_mask"]]
+    outside = outside_penalty(z, batch["mask"][:, None].float())
+    outside = outside if penalised == "all" else outside[batch["has_mask"]]
     explanation = 0.7 * sparsity(z).mean() + 0.3 * contiguity(z).mean() + 0.5 * outside.sum() / 6
     ce = F.cross_entropy(logits, batch["label"])
     assert terms["explanation"].item() == pytest.approx(explanation.item(), rel=1e-5)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.collections import PathCollection
 
 from lib import plots
 
@@ -61,39 +62,67 @@ def test_a_legend_names_lines_best_first_with_their_number(ax):
     assert [text.get_weight() for text in texts] == ["bold", "normal"]
 
 
+def seen(ax):
+    """(x, y, is it filled) of the dots of a panel."""
+    offsets = [(c, *at) for c in ax.collections if isinstance(c, PathCollection) for at in c.get_offsets()]
+    return [(x, y, tuple(c.get_facecolors()[:1].ravel()) not in ((), (1, 1, 1, 1))) for c, x, y in offsets]
+
+
 def test_dots_draw_value_and_interval_and_leave_undefined_rows_empty(ax):
-    s = summary({OWN: 0.5, "Random": math.nan})
-    assert plots.dots(ax, s, ["Random", OWN]) == said(ax.get_yticklabels()) == ["Random", OWN]
-    interval, dot = ax.get_lines()
-    assert list(interval.get_xdata()) == pytest.approx([0.4, 0.6])
-    assert (list(dot.get_xdata()), list(dot.get_ydata())) == ([0.5], [1])
-    assert said(ax.texts) == ["0.50"]
+    plots.dots(ax, summary({OWN: 0.5, "Random": math.nan}), ["Random", OWN])
+    assert said(ax.get_yticklabels()) == ["Random", OWN]
+    (interval,) = ax.collections[0].get_segments()
+    assert interval.ravel() == pytest.approx([0.4, 1, 0.6, 1])
+    assert seen(ax) == [(0.5, 1, True)]
 
 
-def test_hollow_dots_have_no_interval_and_missing_bounds_are_the_value(ax):
-    plots.dots(ax, summary({OWN: 0.5}), hollow=True, digits=None)
-    assert [line.get_markerfacecolor() for line in ax.get_lines()] == ["white"]
-    plots.dots(ax, summary({OWN: 0.5}).assign(low=math.nan, high=math.nan))
-    assert list(ax.get_lines()[1].get_xdata()) == [0.5, 0.5]
+def test_dots_of_seeds_lie_below_and_the_best_has_a_ring(ax):
+    s, rows = summary({OWN: 0.5, POST: 0.7}), [OWN, POST]
+    plots.dots(ax, s, rows, summary({OWN: 0.4}), best="lower")
+    assert seen(ax) == [(0.5, 0, True), (0.7, 1, True), (0.5, 0, False), (0.4, 0.32, True)]
+    plots.dots(other := plt.subplots()[1], s, rows, best="higher")
+    assert seen(other)[-1] == (0.7, 1, False)
+
+
+def test_hollow_dots_have_no_interval(ax):
+    plots.dots(ax, summary({OWN: 0.5}), [OWN], hollow=True)
+    assert seen(ax) == [(0.5, 0, False)] and len(ax.collections) == 1
+
+
+def test_rows_are_ordered_by_mean_rank_over_data_sets_and_columns():
+    ranks = {"a": (1, 0.5), "b": (3, 0.9), "c": (2, 0.1)}
+    rows = [(x, "one", name, v) for x, vs in ranks.items() for name, v in zip(("high", "low"), vs, strict=True)]
+    s = pd.DataFrame(rows, columns=["label", "dataset", "column", "value"])
+    assert plots.by_mean_rank(s, ["low"]) == ["c", "b", "a"]
+
+
+def test_a_page_is_840_pixels_wide():
+    fig, axes = plots.sheet(2, 3, 1.5)
+    assert axes.shape == (2, 3) and list(fig.get_size_inches()) == [8.4, 1.5]
 
 
 def test_curves_have_bands_of_in_model_maps(ax):
     s = pd.concat([summary({OWN: value, "Random": value}).assign(k=k) for k, value in ((0, 1.0), (5, 0.5))])
-    plots.curves(ax, s, share=True)
-    assert {line.get_label(): list(line.get_xdata()) for line in ax.get_lines()} == {"Random": [0, 100], OWN: [0, 100]}
+    plots.curves(ax, s)
+    assert {line.get_label(): list(line.get_xdata()) for line in ax.get_lines()} == {"Random": [0, 5], OWN: [0, 5]}
     assert len(ax.collections) == 1
     plots.curves(ax, s, bands=True)
     assert len(ax.collections) == 3
 
 
-def test_a_matrix_writes_light_on_dark(ax):
-    texts = pd.DataFrame([["+.25", ""], ["", "−.25"]], [OWN, POST], [OWN, POST])
-    colours = np.array([[[0, 0, 0], [1, 1, 1]], [[1, 1, 1], [0.9, 0.9, 0.9]]], dtype=float)
-    plots.matrix(ax, texts, colours, np.eye(2, dtype=bool), numbered=True)
-    assert said(ax.texts) == ["+.25", "", "", "−.25"]
-    assert (ax.texts[0].get_color(), ax.texts[3].get_color()) == ("white", "black")
-    assert [text.get_weight() for text in ax.texts] == ["bold", "normal", "normal", "bold"]
-    assert said(ax.get_yticklabels()) == ["SoftCAM dense  1", "Grad-CAM  2"]
+def test_the_epochs_of_phases_follow_one_another(ax):
+    phases = ["classifier"] * 3 + ["explainer"] * 2 + ["joint"] * 2
+    history = pd.DataFrame({"phase": phases, "epoch": [0, 1, 2, 0, 1, 0, 1], "train_loss": 1.0, "val_loss": 2.0})
+    assert plots.epochs(ax, history, "loss") == {"classifier": (0, 2), "explainer": (2, 3), "joint": (3, 4)}
+    assert list(ax.get_lines()[0].get_xdata()) == [0, 1, 2, 2, 3, 3, 4]
+    assert said(ax.texts) == ["classifier", "explainer", "joint"]
+
+
+def test_the_outline_of_a_mask_is_black_in_white(ax):
+    plots.show_mask(ax, torch.eye(6).bool())
+    assert [tuple(c.get_edgecolor()[0]) for c in ax.collections] == [(1, 1, 1, 1), (0, 0, 0, 1)]
+    plots.show_mask(ax, torch.zeros(6, 6))
+    assert len(ax.collections) == 2
 
 
 def test_footnotes_are_broken_at_the_width_of_the_figure():
@@ -128,6 +157,8 @@ def test_a_single_pixel_does_not_hide_the_rest_and_is_printed(ax):
     plots.show_map(ax, torch.zeros(1, 40, 40), values, signed=True)
     assert ax.images[1].get_array()[20, 20, 0] > 0.3
     assert ax.texts[0].get_text() == "±0.1, max 50"
+    plots.show_map(ax, torch.zeros(1, 40, 40), values, signed=True, ends=False)
+    assert len(ax.texts) == 1
 
 
 @pytest.mark.parametrize("values", [torch.zeros(4, 4), torch.full((4, 4), math.nan), torch.full((4, 4), 3.0)])

@@ -2,9 +2,12 @@ import json
 
 import pytest
 import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
 
+from lib import models
 from lib.data import load_manifest
-from lib.run import Run, open_split
+from lib.run import Run, folded, open_split
 from lib.writing import write_json, write_tensors, write_whole
 
 
@@ -47,6 +50,32 @@ def test_a_run_reads_back_its_recipe_and_model(trained):
         assert torch.equal(found, run.predict(images))
         assert torch.allclose(found.sum(1), torch.ones(5))
         assert torch.allclose(found, run.predict(images, batch_size=2), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "architecture", ["compact", "resnet50", "vgg11", "densenet121", "efficientnet_v2_s", "vgg-gated"]
+)
+@pytest.mark.parametrize("kind", [models.blackbox, models.softcam, models.explainer_classifier])
+def test_a_folded_model_is_the_same_function(kind, architecture):
+    if (kind, architecture) in ((models.softcam, "vgg-gated"), (models.softcam, "vgg11")):
+        return  # of which there is none, or which is slow to build
+    torch.manual_seed(0)
+    model, images = kind(architecture, 3).eval().double(), torch.rand(2, 3, 32, 32).double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    before, copy = {key: value.clone() for key, value in model.state_dict().items()}, folded(model)
+    with torch.inference_mode():
+        for found, expected in zip(tree_leaves(copy(images)), tree_leaves(model(images)), strict=True):
+            assert torch.allclose(found, expected, rtol=1e-9, atol=1e-9)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    left = [name for name, module in copy.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    if architecture == "densenet121":  # after a concatenation there is no convolution to merge into
+        assert all(name.endswith(("norm1", "norm", "norm5")) for name in left)
+    else:
+        assert not left
 
 
 def test_random_labels_permute_train_make_val_of_it_and_leave_test(tiny):

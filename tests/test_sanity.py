@@ -8,7 +8,7 @@ from torch import nn
 
 from lib.explain import explain
 from lib.models import blackbox, explainer_classifier, softcam
-from lib.sanity import MODES, layers, parameter_randomisation, randomised, similarity, unchanged
+from lib.sanity import layers, parameter_randomisation, randomised, similarity, unchanged
 
 
 def settled(model: nn.Module) -> nn.Module:
@@ -62,26 +62,36 @@ def test_layers_go_from_the_output_to_the_input(build, groups, expected):
     assert sorted(inside) == sorted(map(id, model.parameters()))
 
 
-def test_cascading_forgets_more_and_more_and_independent_one_step_alone(model):
-    steps, seen = layers(model), set()
-    last = list(randomised(model, seed=3))[-1][1].state_dict()
-    both = zip(steps.items(), *(randomised(model, seed=3, mode=mode) for mode in MODES), strict=True)
-    for (name, modules), (step, copy), (same_step, alone) in both:
-        assert step == same_step == name
+@pytest.mark.parametrize("first", ["classifier", "explainer"])
+def test_a_cascade_forgets_more_and_more(model, first):
+    steps, seen = layers(model, first=first), set()
+    last = list(randomised(model, seed=3))[-1][1].state_dict()  # the same, wherever it starts
+    for (name, modules), (step, copy) in zip(steps.items(), randomised(model, seed=3, first=first), strict=True):
+        assert step == name
         own = {name for name in model.state_dict() if name.startswith(tuple(f"{module}." for module in modules))}
-        assert changed(model, copy) == seen | own and changed(model, alone) == own
-        assert all(torch.equal(alone.state_dict()[key], last[key]) for key in own)
         seen |= own
+        assert changed(model, copy) == seen
+        assert all(torch.equal(copy.state_dict()[key], last[key]) for key in seen)
     assert seen == set(model.state_dict())
-    with pytest.raises(KeyError, match="both"):
-        list(randomised(model, mode="both"))
+
+
+def test_the_cascade_of_an_explainers_map_starts_at_its_output():
+    steps = list(layers(MODELS["pair"](), first="explainer"))
+    assert steps[0] == "explainer.project" and steps[-1].endswith("classifier.conv1")
+    assert ["explainer" in step for step in steps] == [True] * 4 + [False] * 2
+    torch.manual_seed(0)
+    made = lambda model: explain("explainer", model, IMAGES, TARGETS)  # noqa: E731
+    similar = [
+        step["ssim"].min() for step in parameter_randomisation(made, MODELS["pair"](), first="explainer").values()
+    ]
+    assert similar[0] < 0.999 and similar[3] == similar[4] == similar[5]  # the classifier has no part in it
 
 
 def test_original_modes_and_random_state_stay_and_the_seed_decides(model):
     model.train()
     model.requires_grad_(False)
     before, random = deepcopy(model), torch.get_rng_state()
-    for _, copy in (*randomised(model), *randomised(model, mode="independent")):
+    for _, copy in (*randomised(model), *randomised(model, first="explainer")):
         assert torch.equal(torch.get_rng_state(), random)
         assert all(module.training for module in copy.modules())
         assert not any(parameter.requires_grad for parameter in copy.parameters())
@@ -157,11 +167,10 @@ def test_constant_and_undefined_maps():
 IMAGES, TARGETS = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(2)), torch.tensor([0, 1, 0, 1])
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("method", ["random", "edge_map"])
-def test_maps_that_ignore_the_model_are_marked(method, mode):
+def test_maps_that_ignore_the_model_are_marked(method):
     model = MODELS["blackbox"]()
-    result = parameter_randomisation(lambda model: explain(method, model, IMAGES, TARGETS), model, mode, groups=3)
+    result = parameter_randomisation(lambda model: explain(method, model, IMAGES, TARGETS), model, groups=3)
     assert list(result) == list(layers(model, 3))
     assert unchanged(result) is True
     assert all(values.shape == (4,) and values.allclose(torch.ones(4).double()) for values in result["fc"].values())

@@ -88,7 +88,7 @@ def load_description(name: str | Path) -> Description:
         raise FileNotFoundError(f"data set {str(name)!r}: no {path}; expected one of {known}, or the path of a YAML")
     try:
         card = Description.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError) as error:  # also of pydantic, and of text that is not UTF-8
         raise ValueError(f"{path}: {error}") from error
     if not len(card.mean) == len(card.std) == card.channels:
         raise ValueError(f"{path}: mean, std: expected {card.channels} values (channels), got {card.mean}, {card.std}")

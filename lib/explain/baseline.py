@@ -1,5 +1,7 @@
 """Maps that know nothing of the model: what any explanation must beat."""
 
+import numpy as np
+import skimage
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,3 +27,20 @@ def edge_map(task: Task) -> Tensor:
     grey = F.pad(task.images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     kernel = torch.outer(grey.new_tensor([1, 2, 1]), grey.new_tensor([-1, 0, 1])) / 8
     return F.conv2d(grey, torch.stack([kernel, kernel.T])[:, None]).norm(dim=1)
+
+
+def canny(task: Task) -> Tensor:
+    """1 on Canny's edges (1986) of the grey image, else 0: sigma 1 px, thresholds of 0.1 and 0.2 of its range."""
+    return torch.stack([torch.from_numpy(skimage.feature.canny(grey)) for grey in _grey(task)])
+
+
+def otsu(task: Task) -> Tensor:
+    """1 where the grey image is brighter than Otsu's threshold (1979), else 0: what is bright is taken to matter."""
+    return torch.stack([torch.from_numpy(grey > skimage.filters.threshold_otsu(grey)) for grey in _grey(task)])
+
+
+def _grey(task: Task) -> np.ndarray:
+    """The mean over the colour channels, each image's range stretched to [0, 1]; one of a single value is 0."""
+    grey = task.images.detach().cpu().double().mean(1)
+    grey = grey - grey.amin((1, 2), keepdim=True)
+    return (grey / grey.amax((1, 2), keepdim=True).clamp(min=1e-8)).numpy()

@@ -28,15 +28,6 @@ def explainer(task: Task) -> Tensor:
     return said(task, "explanation", "an Explainer")[1][:, 0]
 
 
-def evidence_difference(task: Task) -> Tensor:
-    """The target's class evidence map less that of the class of the highest other logit: its mean is their margin."""
-    logits, maps = said(task, "evidence", "class evidence maps")
-    if maps.shape[1] < 2:
-        raise task.refusal("of 2 classes or more")
-    rows, others = torch.arange(len(maps)), logits.scatter(1, task.targets[:, None], -torch.inf).argmax(1)
-    return upsample(maps[rows, task.targets] - maps[rows, others], task.images.shape[2:])
-
-
 def tte_cam(task: Task) -> Tensor:
     """The evidence of `to_softcam(model)` (TTE-CAM, arXiv 2603.26885)."""
     task.model(task.images)  # whose logits are checked

@@ -15,7 +15,6 @@ RELU, ONLY_RELU = "with nn.ReLU modules", "whose activations are all nn.ReLU"
 METHODS = {row[0]: Method(*row) for row in (  # function(task, **options) gives (n, H, W); relu: what the model needs
     ("evidence", "SoftCAM evidence", "in-model", True, False, in_model.evidence),
     ("explainer", "Explainer", "in-model", False, False, in_model.explainer),
-    ("evidence_difference", "SoftCAM evidence difference", "in-model", True, False, in_model.evidence_difference),
     ("tte_cam", "TTE-CAM", "in-model", True, False, in_model.tte_cam),
     ("gradcam", "Grad-CAM", "cam", False, True, cam.gradcam),
     ("smooth_gradcam", "Smooth Grad-CAM", "cam", False, True, cam.smooth_gradcam),
@@ -34,6 +33,8 @@ METHODS = {row[0]: Method(*row) for row in (  # function(task, **options) gives 
     ("random", "Random", "baseline", False, False, baseline.random),
     ("centre_gaussian", "Centre Gaussian", "baseline", False, False, baseline.centre_gaussian),
     ("edge_map", "Edges", "baseline", False, False, baseline.edge_map),
+    ("canny", "Canny", "baseline", False, False, baseline.canny),
+    ("otsu", "Otsu", "baseline", False, False, baseline.otsu),
 )}  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def explain(
     if targets.shape != images.shape[:1] or targets.is_floating_point() or (targets < 0).any():
         raise ValueError(f"targets: expected class indices of shape ({len(images)},), got {targets}")
     chosen, device = METHODS[method], next((parameter.device for parameter in model.parameters()), images.device)
-    maps, copies = [torch.empty(0, *images.shape[2:])], {}
+    maps = [torch.empty(0, *images.shape[2:])]
 
     def checked(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> Tensor | tuple:
         logits = getattr(output, "logits", output)
@@ -65,7 +66,8 @@ def explain(
         return output if chosen.family == "in-model" else logits
 
     with torch.inference_mode(False), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        model = copy.deepcopy(model, copies).eval().requires_grad_(False)
+        copies = {id(p): nn.Parameter(p.detach(), False) for p in model.parameters()}  # which share their values
+        model = copy.deepcopy(model, copies).eval()
         explained = model.classifier if (gated := hasattr(model, "explainer")) else model
         layer = getattr(explained, "last_features", None) if layer is None else copies.get(id(layer), layer)
         explained.register_forward_hook(checked)

@@ -1,11 +1,10 @@
 """How well a heatmap points at the annotated region (formulas, ranges, NaN and sources: docs/metrics.md).
 
 Maps are (N, H, W), of any scale and sign; masks are (N, H, W), boolean or 0/1; values are (N,), NaN for an empty mask.
-Patches lie on a grid from (0, 0), side by side or, with a `stride` below `patch`, overlapping; those at the right and
-lower border are cut. Where scores tie, a value is its expectation over all orders of the tied patches or pixels.
+Patches lie side by side from (0, 0), those at the right and lower border are cut. Where scores tie, a value is its
+expectation over all orders of the tied patches or pixels.
 """
 
-from collections import namedtuple
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor
 from lib.metrics.arguments import NAN, check, check_maps, check_pair, undefined
 
 PART = 2**22  # pixels that are sorted at a time: some 200 MB
-SharedThreshold = namedtuple("SharedThreshold", "threshold iou")
 
 
 def in_parts(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
@@ -38,30 +36,28 @@ def _constant(maps: Tensor) -> Tensor:
     return ~(maps.amax((1, 2)) > maps.amin((1, 2)))
 
 
-def patch_scores(maps: Tensor, patch: int, by: str = "max", stride: int | None = None) -> Tensor:
-    """(N, P), row by row: maximum or mean of each patch, of a cut one over the pixels it has. Along a side of H pixels,
-    1 + ceil((H - patch) / stride) patches, one if H < patch; `stride` None: `patch`."""
-    stride = patch if stride is None else stride
-    check("stride", 0 < stride <= patch, f"1 to patch = {patch}, or pixels are left out", stride)
+def patch_scores(maps: Tensor, patch: int, by: str = "max") -> Tensor:
+    """(N, P), row by row: maximum or mean of each patch, of a cut one over the pixels it has."""
+    check("patch", patch > 0, "at least 1", patch)
     size = [min(patch, side) for side in maps.shape[1:]]
     if by == "max":
-        return F.max_pool2d(maps[:, None], size, stride, ceil_mode=True).flatten(1)
+        return F.max_pool2d(maps[:, None], size, ceil_mode=True).flatten(1)
     maps = maps.double()  # so that equal float32 pixels have equal means
-    return F.avg_pool2d(maps[:, None], size, stride, ceil_mode=True, count_include_pad=False).flatten(1)
+    return F.avg_pool2d(maps[:, None], size, ceil_mode=True, count_include_pad=False).flatten(1)
 
 
-def rank_patches(maps: Tensor, patch: int, by: str = "max", stride: int | None = None) -> tuple[Tensor, Tensor]:
+def rank_patches(maps: Tensor, patch: int, by: str = "max") -> tuple[Tensor, Tensor]:
     """Scores and row-major grid positions of the patches, highest first, equal ones by position: two tensors (N, P)."""
-    return patch_scores(check_maps("maps", maps), patch, by, stride).sort(dim=1, descending=True, stable=True)
+    return patch_scores(check_maps("maps", maps), patch, by).sort(dim=1, descending=True, stable=True)
 
 
-def topk_hits(maps, masks, k=10, patch=33, threshold: float | None = None, stride: int | None = None) -> Tensor:
+def topk_hits(maps, masks, k=10, patch=33, threshold: float | None = None) -> Tensor:
     """(N, k) in [0, 1]: whether the j-th highest patch (by its maximum) touches the mask, 1 or 0; of g patches of equal
     score, h of which touch it, each counts h / g. NaN where no j-th patch is above `threshold`."""
 
     def ranked(maps: Tensor, masks: Tensor) -> Tensor:
-        scores, order = rank_patches(maps, patch, stride=stride)
-        touched = patch_scores(masks.to(maps.dtype), patch, stride=stride).gather(1, order)
+        scores, order = rank_patches(maps, patch)
+        touched = patch_scores(masks.to(maps.dtype), patch).gather(1, order)
         counted = scores > (-float("inf") if threshold is None else threshold)
         hits = mean_over_ties(scores, touched).to(maps.dtype).masked_fill(~counted, NAN)[:, :k]
         return F.pad(hits, (0, k - hits.shape[1]), value=NAN)
@@ -69,10 +65,10 @@ def topk_hits(maps, masks, k=10, patch=33, threshold: float | None = None, strid
     return in_parts(ranked, *check_pair(maps, masks))
 
 
-def topk_precision(maps, masks, k=10, patch=33, threshold: float | None = None, stride: int | None = None) -> Tensor:
+def topk_precision(maps, masks, k=10, patch=33, threshold: float | None = None) -> Tensor:
     """(k,): for K = 1..k, the share of `topk_hits` among the K highest patches, over all images pooled; NaN where no
     patch is left (SoftCAM, arXiv 2505.17748)."""
-    hits = topk_hits(maps, masks, k, patch, threshold, stride)
+    hits = topk_hits(maps, masks, k, patch, threshold)
     return hits.nan_to_num(0).sum(0).cumsum(0) / hits.isfinite().sum(0).cumsum(0)
 
 
@@ -143,42 +139,18 @@ def relevance_rank_accuracy(maps: Tensor, masks: Tensor) -> Tensor:
     return in_parts(accuracy, *check_pair(maps, masks))
 
 
-def _iou_of_highest(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels (N, P), highest first, and the IoU (N, P) of the mask and the 1..P highest."""
-    values, order = maps.flatten(1).sort(dim=1, descending=True)
-    hits = masks.flatten(1).gather(1, order).cumsum(1)
-    picked = torch.arange(1, order.shape[1] + 1, device=maps.device)
-    return values, hits.to(maps.dtype) / (picked + hits[:, -1:] - hits)
-
-
 def best_iou(maps: Tensor, masks: Tensor) -> Tensor:
     """In [|m| / (H W), 1]: the highest IoU of {a >= t} and the mask over every value t of the image's own map: an upper
     bound, as the mask chooses. NaN for a constant map."""
 
     def best(maps: Tensor, masks: Tensor) -> Tensor:
-        values, iou = _iou_of_highest(maps, masks)
+        values, order = maps.flatten(1).sort(dim=1, descending=True)
+        hits = masks.flatten(1).gather(1, order).cumsum(1)
+        iou = hits.to(maps.dtype) / (torch.arange(1, order.shape[1] + 1, device=maps.device) + hits[:, -1:] - hits)
         apart = F.pad(values[:, 1:] < values[:, :-1], (0, 1), value=True)  # equal pixels enter together
         return iou.where(apart, 0).amax(1).masked_fill(_constant(maps), NAN)
 
     return in_parts(best, *check_pair(maps, masks))
-
-
-def best_shared_iou(maps: Tensor, masks: Tensor, thresholds: Tensor | None = None) -> SharedThreshold:
-    """(threshold, iou (N,)): the t in `thresholds` (T,), None: 0, 0.001, ..., 1, of the highest mean IoU of {b >= t}
-    and the mask, `b` the map min-max scaled, the lowest of equals; and each image's IoU at it, NaN for a constant map
-    (Choe et al. 2020). A single threshold, found on other images, gives an honest IoU."""
-    thresholds = torch.linspace(0, 1, 1001, dtype=torch.float64) if thresholds is None else thresholds
-
-    def curve(maps: Tensor, masks: Tensor) -> Tensor:
-        low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-        values, iou = _iou_of_highest((maps - low) / (high - low), masks)
-        limits = thresholds.to(values).expand(len(maps), -1).contiguous()
-        picked = values.shape[1] - torch.searchsorted(values.flip(1), limits)
-        return F.pad(iou, (1, 0)).gather(1, picked).masked_fill(_constant(maps)[:, None], NAN)
-
-    iou = in_parts(curve, *check_pair(maps, masks))
-    best = int(iou.nanmean(0).nan_to_num(0).argmax())
-    return SharedThreshold(NAN if iou.isnan().all() else float(thresholds[best]), iou[:, best])
 
 
 def pompom(z: Tensor, masks: Tensor, eps: float = 1e-6) -> Tensor:

@@ -5,17 +5,18 @@
 cut at the right and lower border, ranked by the mean of the map, equal ones by position; `order`: morf or lerf."""
 
 import functools
+import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as T
 
-from lib.metrics.arguments import NAN, check, check_maps, check_perturbed, check_range, undefined
-from lib.metrics.localisation import in_parts, rank_patches
+from lib.metrics.arguments import NAN, check, check_perturbed, check_range, undefined
+from lib.metrics.localisation import rank_patches
 
 Predict = Callable[[Tensor], Tensor]
 InStates = Callable[[int, Tensor], Tensor]  # number of an image, states (B,) of it -> a row for each
@@ -54,6 +55,16 @@ def tile_rank(maps: Tensor, tile: int, order: str = "morf", by: str = "mean") ->
     return rank_patches(maps if order == "morf" else -maps, tile, by)[1].argsort(1)
 
 
+class Remembering(dict[Hashable, np.ndarray]):
+    """`predict` and its answers, by what was replaced: metrics and maps that ask for the same share them."""
+
+    def __init__(self, predict: Predict) -> None:
+        self.predict = predict
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.predict(images)
+
+
 @dataclass
 class Perturbation:
     """Images parts of which are replaced, and what `predict` answers: f, or with `hits` whether the target is highest
@@ -64,55 +75,66 @@ class Perturbation:
     maps: Tensor
     targets: Tensor
     tile: int = 1
-    fill: str = "black"
+    fill: str | tuple[float, ...] = "black"
     seed: int = 0
     hits: bool = False
 
     def __post_init__(self) -> None:
         check_perturbed(self.images, self.maps, self.targets, "labels" if self.hits else "targets")
         check("patch" if self.hits else "tile", self.tile > 0, "at least 1", self.tile)
-        check("fill", self.fill in FILLS, f"one of {', '.join(FILLS)}", self.fill)
+        good = self.fill in FILLS or (isinstance(self.fill, tuple) and len(self.fill) == self.images.shape[1])
+        check("fill", good, f"one of {', '.join(FILLS)}, or a value per channel", self.fill)
         self.tiles = tile_count(self.images, self.tile)
 
     @torch.no_grad()
-    def evaluate(self, versions: InStates, states: int) -> Tensor:
+    def evaluate(self, versions: InStates, states: int, keys: Sequence[Hashable] | None = None) -> Tensor:
         """(N, states) on the CPU: the answers to `versions(i, s)`, new tensors (B, C, H, W); images come in order, each
-        in consecutive calls, so that a cache of one entry spares repeated work."""
-        answers, targets = [], self.targets.cpu().long()
-        for pairs in torch.arange(len(self.images) * states).split(BATCH):
-            row, state = pairs // states, pairs % states
+        in consecutive calls, so that a cache of one entry spares repeated work. Of the versions of one key (keys: of
+        all, in order) `predict` is shown the first, and none that it remembers."""
+        answers = self.predict if keys and isinstance(self.predict, Remembering) else {}
+        keys = keys or range(len(self.images) * states)
+        new = {key: place for place, key in reversed([*enumerate(keys)]) if key not in answers}
+        asked, outputs = sorted(new.values()), []
+        for places in torch.tensor(asked).split(BATCH) if asked else ():
+            row, state = places // states, places % states
             output = self.predict(torch.cat([versions(i, state[row == i]) for i in row.unique().tolist()]))
             good = output.ndim == 2 and len(output) == len(row) and output.isfinite().all()
             check("predict", good, f"finite values of shape ({len(row)}, K)", output)
-            target = targets[row].to(output.device)
-            if self.hits:
-                answer = output.argmax(1) == target
-            else:
-                check_range("predict", output, 0, 1)
-                check_range("targets", target, 0, output.shape[1] - 1)
-                answer = output.gather(1, target[:, None])[:, 0]
-            answers.append(answer.float().cpu())
-        return torch.cat(answers).view(-1, states).masked_fill(undefined(self.maps).cpu()[:, None], NAN)
+            outputs.append(output.float().cpu())
+        answers.update(zip((keys[place] for place in asked), torch.cat(outputs).numpy(), strict=True) if asked else ())
+        output = torch.from_numpy(np.stack([answers[key] for key in keys]))
+        targets = self.targets.cpu().long().repeat_interleave(states)
+        if self.hits:
+            found = (output.argmax(1) == targets).float()
+        else:
+            check_range("predict", output, 0, 1)
+            check_range("targets", targets, 0, output.shape[1] - 1)
+            found = output.gather(1, targets[:, None])[:, 0]
+        return found.view(-1, states).masked_fill(undefined(self.maps).cpu()[:, None], NAN)
 
-    def replace(self, gone: InStates, states: int) -> Tensor:
-        """(N, states): the answers once the tiles are replaced where `gone(i, s)` (B, T) is true."""
+    def replace(self, gone: Tensor) -> Tensor:
+        """(N, states): the answers once the tiles are replaced where `gone` (N, states, T) is true."""
         height, width = self.images.shape[2:]
         noise = torch.rand(self.images.shape[1:], generator=torch.Generator().manual_seed(self.seed))
-        filled = functools.lru_cache(1)(lambda i: FILLS[self.fill](self.images[i], noise))
+        fill = FILLS.get(self.fill, lambda image, noise: image.new_tensor(self.fill)[:, None, None].expand_as(image))
+        filled = functools.lru_cache(1)(lambda i: fill(self.images[i], noise))
 
         def versions(i: int, state: Tensor) -> Tensor:
-            grid = gone(i, state).to(self.images.device).view(-1, 1, -(-height // self.tile), -(-width // self.tile))
+            grid = gone[i, state].to(self.images.device).view(len(state), 1, -(-height // self.tile), -1)
             covered = grid.repeat_interleave(self.tile, 2).repeat_interleave(self.tile, 3)[..., :height, :width]
             return torch.where(covered, filled(i), self.images[i])
 
-        return self.evaluate(versions, states)
+        how, keys = (self.fill, self.seed, self.tile), []
+        for image, states in zip(self.images.detach().cpu().numpy(), np.packbits(gone.numpy(), axis=2), strict=True):
+            name = hashlib.blake2b(np.ascontiguousarray(image), digest_size=8).digest()
+            keys += [(name, *how, bits.tobytes()) if bits.any() else name for bits in states]
+        return self.evaluate(versions, gone.shape[1], keys)
 
     def remove(self, counts: Tensor, order: str = "morf", keep: bool = False) -> Tensor:
         """(N, len(counts)): the answers once the `counts` first tiles are replaced, or all but those (`keep`)."""
-        distinct, place = counts.clamp(max=self.tiles).unique(return_inverse=True)  # equal ones cost one forward pass
         by = "max" if self.hits else "mean"
-        ranks = functools.lru_cache(1)(lambda i: tile_rank(self.maps[i : i + 1], self.tile, order, by).cpu())
-        return self.replace(lambda i, state: (ranks(i) < distinct[state, None]) != keep, len(distinct))[:, place]
+        ranks = torch.cat([tile_rank(one[None], self.tile, order, by) for one in self.maps]).cpu()
+        return self.replace((ranks[:, None] < counts[:, None]) != keep)
 
 
 def perturbation_curve(
@@ -129,13 +151,8 @@ def perturbation_grid(
 ) -> dict[tuple[int, str], Tensor]:
     """(tile, perturbation) -> the (N, steps[tile] + 1) of `perturbation_curve`, f(x) evaluated once for all; by default
     the 4 x 5 grid of Rio-Torto et al. 2020 (224 px)."""
-    given = predict, images, maps, targets
-    start, grid = Perturbation(*given).remove(torch.tensor([0])), {}
-    for tile, length in steps.items():
-        for kind in PERTURBATIONS:
-            rest = Perturbation(*given, tile, kind, seed).remove(torch.arange(1, length + 1))
-            grid[tile, kind] = torch.cat([start, rest], 1)
-    return grid
+    given, kinds = (Remembering(predict), images, maps, targets), PERTURBATIONS
+    return {(t, kind): perturbation_curve(*given, t, steps[t], kind, seed) for t in steps for kind in kinds}
 
 
 def aopc(curve: Tensor) -> Tensor:
@@ -178,31 +195,3 @@ def deletion_hits(predict, images, maps, labels, k=30, patch=33, fill="zero") ->
 def deletion_curve(predict, images, maps, labels, k=30, patch=33, fill="zero") -> Tensor:
     """(k + 1,) in [0, 1]: accuracy after occluding the 0..k highest patches: the mean of `deletion_hits`."""
     return deletion_hits(predict, images, maps, labels, k, patch, fill).nanmean(0)
-
-
-def faithfulness_correlation(
-    predict, images, maps, targets, subset=8, runs=100, tile=8, fill="black", seed=0
-) -> Tensor:
-    """(N,) in [-1, 1], higher is better: Pearson correlation over `runs` random sets S of `subset` tiles, the same for
-    all images and methods, between the sum of the map over S and the drop f(x) - f(x with S replaced) (Bhatt et al.
-    2020, eq. 1; black: sensitivity-n of Ancona et al. 2018, 1 for input x weight of a linear model). NaN for a constant
-    map, sums that do not vary, or an output that varies by less than 1e-6. Maps (M, N, H, W): (M, N), f asked once."""
-    check_perturbed(images, (several := maps.reshape(-1, *maps.shape[-3:]))[0], targets)
-    perturbed = Perturbation(predict, images, torch.zeros_like(images[:, 0]), targets, tile, fill, seed)
-    check("subset", subset < perturbed.tiles, f"fewer than the {perturbed.tiles} tiles of an image", subset)
-    drawn = torch.rand(runs, perturbed.tiles, generator=torch.Generator().manual_seed(seed)).argsort(1)[:, :subset]
-    chosen = torch.zeros(1 + runs, perturbed.tiles, dtype=torch.bool)  # none in the first row
-    chosen[1:].scatter_(1, drawn, True)
-    answers = perturbed.replace(lambda i, state: chosen[state], 1 + runs).double()
-
-    def correlation(maps: Tensor, f: Tensor) -> Tensor:
-        maps, drops = maps.double().cpu(), f[:, :1] - f[:, 1:]
-        total = F.avg_pool2d(maps[:, None], tile, tile, ceil_mode=True, divisor_override=1).flatten(1)
-        sums = total @ chosen[1:].double().T
-        varies = (maps.amax((1, 2)) > maps.amin((1, 2))) & (drops.amax(1) - drops.amin(1) >= 1e-6)
-        varies &= sums.amax(1) - sums.amin(1) > 1e-9 * maps.abs().sum((1, 2))
-        pearson = F.cosine_similarity(*(x - x.mean(1, keepdim=True) for x in (sums, drops)), dim=1, eps=0)
-        return pearson.clamp(-1, 1).masked_fill(~varies, NAN)
-
-    found = [in_parts(correlation, check_maps("maps", one), answers).float() for one in several]
-    return torch.stack(found).view(maps.shape[:-2])

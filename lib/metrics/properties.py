@@ -1,17 +1,14 @@
-"""What a heatmap is like, whatever the annotation: sparse, consistent with the label, stable, equivariant, complete
+"""What a heatmap is like, whatever the annotation: sparse, stable, equivariant, complete
 (formulas, ranges and sources: docs/metrics.md). Maps are (N, H, W), of any scale and sign; `explain_fn` maps images
 (N, C, H, W) to maps, such as `lambda x: explain("saliency", model, x, targets)`; `maps` are those of `images`."""
 
-from collections import namedtuple
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lib.metrics.arguments import NAN, check, check_maps
-from lib.metrics.localisation import in_parts, mean_over_ties, negative_proportion, positive_proportion
-
-Consistency = namedtuple("Consistency", "positive negative")
+from lib.metrics.localisation import in_parts, mean_over_ties
 
 
 def gini(maps: Tensor) -> Tensor:
@@ -25,13 +22,6 @@ def gini(maps: Tensor) -> Tensor:
         return found.clamp(min=0).to(maps.dtype)  # an even map may round to just below 0
 
     return in_parts(index, check_maps("maps", maps))
-
-
-def local_to_global_consistency(maps: Tensor, diseased: Tensor) -> Consistency:
-    """(positive (N,), negative (N,)) of evidence maps of the disease: `positive_proportion` where `diseased` (N,), NaN
-    elsewhere, `negative_proportion` the other way round (SoftCAM, arXiv 2505.17748)."""
-    diseased = diseased.to(maps.device)
-    return Consistency(positive_proportion(maps).where(diseased, NAN), negative_proportion(maps).where(~diseased, NAN))
 
 
 def map_correlation(maps: Tensor, others: Tensor) -> Tensor:

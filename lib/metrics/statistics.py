@@ -1,7 +1,7 @@
 """Bootstrap intervals over images, or over groups of them (patients)."""
 
 from collections import namedtuple
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,10 +13,13 @@ from lib.metrics.arguments import check
 Interval = namedtuple("Interval", "low point high")
 
 
-def draws(units: int, resamples: int, seed: int = 0) -> Tensor:
-    """(resamples, units) float64: how often each unit comes in a resample of as many, drawn with replacement."""
-    drawn = torch.randint(units, (resamples, units), generator=torch.Generator().manual_seed(seed))
-    return torch.zeros(resamples, units).double().scatter_add_(1, drawn, torch.ones_like(drawn).double())
+def draws(units: int, resamples: int, seed: int = 0) -> Iterator[Tensor]:
+    """How often each unit comes in a resample of as many, drawn with replacement: `resamples` rows (n, units) float64,
+    in blocks of some megabytes."""
+    generator, rows = torch.Generator().manual_seed(seed), max(1, 2**20 // units)
+    for start in range(0, resamples, rows):
+        drawn = torch.randint(units, (min(rows, resamples - start), units), generator=generator)
+        yield torch.zeros(drawn.shape).double().scatter_add_(1, drawn, torch.ones_like(drawn).double())
 
 
 def bootstrap_ci(
@@ -40,7 +43,7 @@ def bootstrap_ci(
     codes = torch.tensor(codes).unique(return_inverse=True)[1]
     low, point, high = torch.nan, float(statistic(values)) if len(values) else torch.nan, torch.nan
     if len(values) and codes.max() > 0:
-        times = draws(int(codes.max()) + 1, resamples, seed)[:, codes]
+        times = torch.cat([*draws(int(codes.max()) + 1, resamples, seed)])[:, codes]
         if statistic is torch.mean:
             drawn = times @ values.reshape(len(values), -1).mean(1) / times.sum(1)
         else:

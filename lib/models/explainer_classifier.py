@@ -15,12 +15,13 @@ class Explainer(nn.Module):
     """U-Net from images (N, C, H, W) to a heatmap z (N, 1, H, W) in [0, 1]: `z = relu(tanh(bn(conv1x1(decoder))))`.
 
     channels: of the levels, from the image inwards; on the way up, each adds the encoder's output. init_bias: of the
-    batch normalisation: z starts at its tanh (of 3: 0.995, nearly white). Weights start He-normal, since torch's
-    smaller default lets the deep levels' signal fade, the last convolution small, so that the untrained z is even.
+    batch normalisation: z starts at its tanh (of 3: 0.995, nearly white). init: "torch", its own initialisation, as the
+    reference has it, or "he": He-normal, since torch's smaller weights let the deep levels' signal fade, the last
+    convolution small, so that the untrained z is even.
     Raises ValueError for sides that are no multiples of 2 ** len(channels).
     """
 
-    def __init__(self, in_channels: int = 3, channels: tuple[int, ...] = (32, 64, 128), init_bias: float = 3.0) -> None:
+    def __init__(self, in_channels: int = 3, channels=(32, 64, 128), init_bias: float = 3.0, init: str = "he") -> None:
         super().__init__()
         self.encoder = nn.ModuleList(double_conv(i, o) for i, o in pairwise((in_channels, *channels)))
         self.pool = nn.MaxPool2d(2)
@@ -29,6 +30,8 @@ class Explainer(nn.Module):
         self.decoder = nn.ModuleList(double_conv(width, width) for width in outwards[1:])
         self.project, self.bn, self.init_bias = nn.Conv2d(channels[0], 1, 1), nn.BatchNorm2d(1), init_bias
         nn.init.constant_(self.bn.bias, init_bias)
+        if init == "torch":
+            return
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):  # std by the inputs of an output pixel
                 taps = module.weight[0, 0].numel() // module.stride[0] ** 2
@@ -72,7 +75,7 @@ def explainer_classifier(
     architecture: str, num_classes: int, weights: str | Path | None = None, init_bias: float = 3.0, **given
 ) -> ExplainerClassifier:
     """An Explainer with the classifier that `blackbox` builds from the same arguments and seed. given: in_channels and
-    width of the classifier, channels of the Explainer."""
-    channels = given.pop("channels", (32, 64, 128))
+    width of the classifier, channels and init of the Explainer."""
+    own = {key: given.pop(key) for key in ("channels", "init") if key in given}
     classifier = blackbox(architecture, num_classes, weights, **given)
-    return ExplainerClassifier(Explainer(given.get("in_channels", 3), channels, init_bias), classifier)
+    return ExplainerClassifier(Explainer(given.get("in_channels", 3), init_bias=init_bias, **own), classifier)

@@ -1,33 +1,38 @@
 """The papers' claims (notebooks/claims.yaml), each tested on every data set where the runs allow it.
 
-A claim is a difference a - b of two sets of values, each a variant's, method's and metric's (at k, judged by own |
-twin), of the same images; with `label`, of the images of two classes. Of several methods of b the best on average is
-taken, on the images that it is then tested on, which favours it. A claim is *supported* on a data set if the 95 %
-interval of the mean difference (times `sign`; seeds averaged image by image) lies above `margin` and every seed agrees,
-*not supported* if it lies below and every seed agrees, else *inconclusive*. The intervals of the many claims are not
-corrected for their number.
+A claim is a difference a - b of a metric (times `sign`: -1 where less is better) on the same images and seeds, each a
+variant's map, judged by own | twin; `label`: of evidence maps, those of an image's own class or of others. Of several
+methods of b the best on the validation images of choice is taken, over all seeds. A claim is *supported* on a
+data set if the difference lies above `margin`, in every seed too, with p_holm < .05 (`interval`, over all tests of the
+table), *not supported* if it lies below likewise, else *inconclusive*; *not testable here*: see `untestable`.
 """
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
 from lib import PROJECT
-from lib.table.comparing import by_image, interval
+from lib.table.comparing import IN_ORDER, RESAMPLES, holm, interval, resampled, seed_means, wide
 from lib.table.loading import at, label
 
 CLAIMS = PROJECT / "notebooks/claims.yaml"
-CLAIM = {"name", "text", "source", "how", "a", "b"}, {"sign", "margin"}  # what an entry has and may have
-VALUES = {"variant", "method", "metric"}, {"k", "judge", "label"}  # its a and b
+CLAIM = {"name", "text", "source", "how", "metric", "a", "b"}, {"k", "sign", "margin", "read"}  # needed, and optional
+SIDE = {"variant", "method"}, {"judge", "label"}  # of a and b
+CURVES = {"aopc": "perturbation_curve", "deletion_area": "deletion_curve"}  # what these measures are made of
+COLUMNS = ["claim", "dataset", "read", "against", "chosen", "a", "b", "margin", "difference", "low", "high", "p",
+           "p_holm", "used", "reason", "verdict"]  # fmt: skip
+LESS = [[1.0], [-1.0]]  # (columns a, b) @ LESS: a - b
+Part = dict[str, pd.DataFrame]  # the rows of a data set by metric
 
 
 def read_claims(path: str | Path = CLAIMS) -> list[dict[str, Any]]:
     """The entries of a YAML; ValueError naming file, entry and what is wrong where one is no claim."""
     entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     for i, entry in enumerate(entries, 1):
-        for what, (needed, more) in {"": CLAIM, "a": VALUES, "b": VALUES}.items():
+        for what, (needed, more) in {"": CLAIM, "a": SIDE, "b": SIDE}.items():
             given = set(entry[what] if what else entry)
             if wrong := sorted((needed - given) | (given - needed - more)):
                 said = f"expected {', '.join(sorted(needed))} and perhaps {', '.join(sorted(more))}"
@@ -35,59 +40,103 @@ def read_claims(path: str | Path = CLAIMS) -> list[dict[str, Any]]:
     return entries
 
 
-def values(table, variant: str, method: str, metric: str, k=0, judge="own", label: int | None = None) -> pd.DataFrame:
-    """(unit, image) x seed, of all images or of those of a class."""
-    rows = at(table[(table["variant"] == variant) & (table["method"] == method)], metric, k, judge)
-    labels = at(table, "label")
-    kept = rows if label is None else rows[rows["image"].isin(labels[labels["value"] == label]["image"])]
-    return by_image(kept, "seed")
+def values(part: Part, claim: dict[str, Any], side: dict[str, Any], read: str, of: str = "main") -> pd.DataFrame:
+    """A side's values times the claim's sign: (seed, unit, image) x those of its methods that have any."""
+    rows = at(part[claim["metric"]], claim["metric"], claim.get("k", 0), side.get("judge", "own"), read)
+    methods = np.atleast_1d(side["method"]).tolist()
+    rows = rows[rows[of] & (rows["variant"] == side["variant"]) & rows["method"].isin(methods)]
+    if "label" in side:
+        labels = part["label"].drop_duplicates("image").set_index("image")["value"]
+        own = labels.reindex(rows["image"]).to_numpy() == rows["k"]
+        rows = rows[own if side["label"] == "own" else ~own]
+    return claim.get("sign", 1) * wide(rows, ["method"]).reindex(columns=methods).dropna(axis=1, how="all")
 
 
-def tested(table: pd.DataFrame, claim: dict[str, Any]) -> dict[str, Any] | None:
-    """A claim's difference on one data set, with interval and verdict; None where the runs lack a or b."""
-    sign, margin = claim.get("sign", 1), claim.get("margin", 0.0)
-    a, methods = sign * values(table, **claim["a"]), pd.Series(claim["b"]["method"])  # one, or several
-    others = {method: sign * values(table, **claim["b"] | {"method": method}) for method in methods}
-    others = {method: b for method, b in others.items() if b.notna().any(axis=None)}
-    if a.empty or not others:
+def untestable(part: Part, claim: dict[str, Any], read: str, both: pd.DataFrame, best: str) -> str:
+    """Why the measure cannot tell a from b (the map `best`) here: a ceiling, a floor, a curve that does not fall on the
+    black box or on b's model, a random map as good as the better of the two; empty where it can."""
+    found, curve, b = seed_means(both).mean(), CURVES.get(claim["metric"]), claim["b"]
+    if found.min() > 0.98:  # never where less is better: these are below 0
+        return "ceiling: both above .98"
+    if found.abs().max() < 0.02:
+        return "floor: both below .02"
+    if curve in part:
+        rows = at(part[curve], curve, "all")
+        rows = rows[rows["main"] & rows["variant"].isin(["black box", b["variant"]])]
+        means = rows[rows["method"].isin(["random", best])].groupby(["variant", "method", "k"], observed=True)["value"]
+        ends = means.mean().groupby(level=[0, 1], observed=True).agg(["first", "last"])
+        for variant, method in ends.index[ends["last"] >= ends["first"]]:
+            return f"the curve of {method} on the {variant} does not fall"
+    side = claim[better := found.idxmax()]
+    model = "black box" if side.get("judge") == "twin" else side["variant"]
+    random = values(part, claim, {"variant": model, "method": "random"}, read)
+    if not random.empty and b["method"] != "random":
+        two = both[[better]].join(random).dropna()
+        if len(two) and interval(resampled(two, 2000) @ LESS).loc[0, "low"] <= 0:
+            return "a random map does as well as the best"
+    return ""
+
+
+def tested(part: Part, claim: dict[str, Any], read: str) -> dict[str, Any] | None:
+    """A claim's difference on one data set; None where the runs lack a or b."""
+    if claim["metric"] not in part:
         return None
-    best = max(others, key=lambda method: others[method].mean().mean())
-    b = others[best]
-    if "label" in claim["a"]:
-        seeds, bounds = a.mean() - b.mean(), interval(a.mean(axis=1), b.mean(axis=1))
-        difference, used = a.mean(axis=1).mean() - b.mean(axis=1).mean(), len(a) + len(b)
-    else:
-        d = (a - b).dropna(how="all").dropna(how="all", axis=1)
-        seeds, bounds, difference, used = d.mean(), interval(d.mean(axis=1)), d.mean(axis=1).mean(), len(d)
-    low, high = bounds
-    kind = "supported" if low > margin and (seeds > margin).all() else "inconclusive"
-    kind = "not supported" if high < margin and (seeds < margin).all() else kind
-    said = {"against": label(best, claim["b"]["variant"]), "difference": difference, "low": low, "high": high}
-    return {**said, "used": used, "verdict": kind} if used else None
+    a, b = (values(part, claim, claim[side], read) for side in "ab")
+    chosen = values(part, claim, claim["b"], read, "choice").reindex(columns=b.columns).dropna(axis=1, how="all")
+    if a.empty or b.empty:
+        return None
+    best = seed_means(b if chosen.empty else chosen).mean().idxmax()
+    both = pd.concat({"a": a.iloc[:, 0], "b": b[best]}, axis=1)
+    both = both if "label" in claim["a"] else both.dropna()
+    if not both.notna().any().all():
+        return None
+    means, margin = seed_means(both), claim.get("margin", 0.0)
+    d, bounds = (means["a"] - means["b"]).dropna(), interval(resampled(both, RESAMPLES) @ LESS, margin).loc[0]
+    against, variant = label(best, claim["b"]["variant"]), claim["b"]["variant"]
+    sides, where = claim.get("sign", 1) * means.mean(), "tested" if chosen.empty else "validation"
+    against = against if variant in (against, "black box") else f"{against} of {variant}"
+    return {
+        "against": against, "chosen": f"on the {where} images" if len(b.columns) > 1 else "", **sides,
+        "margin": margin, "difference": d.mean(), **bounds, "used": both.index.unique("image").size,
+        "reason": untestable(part, claim, read, both, best), **d.add_prefix("seed "),
+    }  # fmt: skip
 
 
 def claims(table: pd.DataFrame, path: str | Path = CLAIMS) -> pd.DataFrame:
-    """A row per claim and data set where it can be tested: claim, dataset, against, difference (times the claim's
-    sign), low, high, used (images), verdict; of the `main` rows. Of a variant with several recipes none is: it says so.
-    """
-    several = table["variant"].astype(str)[table["main"] & table["variant"].str.contains("(", regex=False)]
-    if names := ", ".join(several.unique()):
-        print(f"No claim is tested of {names}: several recipes of a variant; load those to be tested alone.")
-    parts = dict(list(table[table["main"]].groupby("dataset", observed=True, sort=False)))
-    pairs = [(claim, dataset) for claim in read_claims(path) for dataset in parts]
-    made = [({"claim": claim["name"], "dataset": dataset}, tested(parts[dataset], claim)) for claim, dataset in pairs]
-    found = [about | result for about, result in made if result]
-    return pd.DataFrame(found, columns=["claim", "dataset", "against", "difference", "low", "high", "used", "verdict"])
+    """A row per claim, data set and reading (image | evidence) where it can be tested: claim, dataset, read, against
+    (the method of b), chosen (of several, on which images), a, b (means), margin, difference (a - b times the sign),
+    low, high, p, p_holm, used (images), reason (of what is not testable), verdict, and seed 0 ... (the difference of
+    each). Of a variant with several recipes none is tested: it says so."""
+    table = table[table["main"] | table["choice"] & (table["sweep"] == "") & ~table["permuted"]]
+    if several := ", ".join(name for name in table["variant"].unique() if "(" in name):
+        print(f"No claim is tested of {several}: several recipes of a variant; load those to be tested alone.")
+    parts, rows = dict([*table.groupby("dataset", **IN_ORDER)]), []
+    parts = {dataset: dict([*part.groupby("metric", **IN_ORDER)]) for dataset, part in parts.items()}
+    for claim in read_claims(path):
+        asked = [(dataset, read) for dataset in parts for read in claim.get("read", ["image"])]
+        found = [({"dataset": dataset, "read": read}, tested(parts[dataset], claim, read)) for dataset, read in asked]
+        rows += [{"claim": claim["name"], **which, **result} for which, result in found if result]
+    found = pd.DataFrame(rows, columns=None if rows else COLUMNS)
+    seeds = found.filter(regex="^seed ").sub(found["margin"], axis=0)
+    found["p_holm"] = holm(found["p"].astype(float))
+    shown = found["p_holm"] < 0.05
+    kinds = {"not testable here": found["reason"] != "", "supported": shown & (seeds.min(axis=1) > 0)}
+    kinds["not supported"] = shown & (seeds.max(axis=1) < 0)
+    found["verdict"] = np.select([*kinds.values()], [*kinds], "inconclusive")
+    return found[[*COLUMNS, *seeds]]
 
 
 def claims_table(found: pd.DataFrame, path: str | Path = CLAIMS) -> pd.DataFrame:
-    """A row per claim: claim, paper, tested here, difference [95 %] by data set, verdict by data set."""
+    """A row per claim: claim, paper, tested here, verdict by data set, with the difference, or why there is none; where
+    two readings agree, once."""
     rows = []
     for claim in read_claims(path):
-        own, several = found[found["claim"] == claim["name"]], not isinstance(claim["b"]["method"], str)
-        cells = [f"{r.dataset} {r.difference:+.3f} [{r.low:+.3f}, {r.high:+.3f}]" for r in own.itertuples()]
-        cells = [f"{cell} ({name})" if several else cell for cell, name in zip(cells, own["against"], strict=True)]
-        kinds = own.groupby("verdict", sort=False)["dataset"].agg(", ".join)
-        verdict = "; ".join(f"**{kind}**: {names}" for kind, names in kinds.items()) or "not tested"
-        rows.append((claim["text"], claim["source"], claim["how"], "; ".join(cells), verdict))
-    return pd.DataFrame(rows, columns=["claim", "paper", "tested here", "difference [95 %]", "verdict"])
+        kinds, own = {}, found[found["claim"] == claim["name"]]
+        for (kind, dataset), part in own.groupby(["verdict", "dataset"], sort=False):
+            said = part["reason"] if kind == "not testable here" else part["difference"].map("{:+.2f}".format)
+            alike = len(part) == (own["dataset"] == dataset).sum()
+            where = "" if alike else f", {part['read'].iloc[0]} resolution"
+            kinds.setdefault(kind, []).append(f"{dataset}{where} ({' / '.join(dict.fromkeys(said))})")
+        verdict = "; ".join(f"**{kind}**: {', '.join(names)}" for kind, names in kinds.items()) or "not tested"
+        rows.append((claim["text"], claim["source"], claim["how"], verdict))
+    return pd.DataFrame(rows, columns=["claim", "paper", "tested here", "verdict"])

@@ -9,8 +9,9 @@ split, image, patient   image and patient are empty for a number of all images, 
 k            step, rank, share or epsilon of a curve, class of a probability; 0 of a scalar
 value        NaN: undefined
 and `load` adds what is constant in a run: run, recipe, dataset, synthetic, architecture, variant, seed, sweep,
-parameter, point, permuted, main (neither of a sweep nor on permuted labels); label, the name in figures; and unit, what
-is resampled, numbered in the order of the rows: patients where they are known, else images.
+parameter, point, permuted; label, the name in figures; choice: of the validation images of a run that is evaluated on
+test, by which what is compared is chosen; main: neither of a sweep, nor on permuted labels, nor of choice; and unit,
+what is resampled, numbered in the order of the rows: patients where they are known, else images.
 """
 
 import math
@@ -30,14 +31,30 @@ from lib.explain import METHODS
 from lib.run import Run
 
 COLUMNS = ["method", "metric", "judge", "resolution", "split", "image", "patient", "k", "value"]
-DATASETS = ("shapes", "digits", "chest", "fundus")  # their order in figures, others after them; of models:
+DATASETS = (
+    "shapes",
+    "digits",
+    "digits10",
+    "chest",
+    "fundus",
+    "fundus_grades",
+)  # in figures, others after them; of models:
 VARIANTS = ("black box", "SoftCAM dense", "SoftCAM sparse", "SoftCAM ridge", "SoftCAM elastic net",
             "Explainer unsupervised", "Explainer hybrid")  # fmt: skip
 MAIN = (  # post-hoc methods of figures that cannot show all: the papers' own comparison
     "gradcam", "scorecam", "layercam", "integrated_gradients", "guided_backprop", "lrp", "random",
 )  # fmt: skip
 
-SETTINGS = "patch", "topk", "aopc_tile", "aopc_steps", "perturbation", "deletion_steps", "deletion_fill"
+SETTINGS = (
+    "patch",
+    "topk",
+    "topk_threshold",
+    "aopc_tile",
+    "aopc_steps",
+    "perturbation",
+    "deletion_steps",
+    "deletion_fill",
+)
 
 
 def rows(
@@ -63,22 +80,25 @@ def load(runs_dir: str | Path, recipes: Sequence[str] | None = None, seeds: int 
     """The tables of all evaluated runs of a folder, or of the recipes named and of seeds below `seeds`.
 
     A data set with several architectures is one per architecture; recipes of one variant are told apart by their
-    names. ValueError without a run, or where runs of a data set differ in SETTINGS or images.
+    names. ValueError without a run, or where runs of a data set differ in SETTINGS or images, or twins in training.
     """
     runs = [Run.load(path.parent) for path in sorted((PROJECT / runs_dir).glob("*/table.parquet"))]
     runs = [run for run in runs if recipes is None or run.recipe.name in recipes]
     runs = [run for run in runs if seeds is None or run.recipe.seed < seeds]
     if not runs:
         raise ValueError(f"runs_dir: no evaluated run in {runs_dir}; make one with notebooks/04_evaluate.ipynb")
+    known = {(run.recipe.name, run.recipe.seed): run.recipe for run in runs}
+    for one in known.values():
+        if twin := one.method != "blackbox" and known.get((one.twin, one.seed)):
+            one.check_twin(twin)
     about, first = [constants(run) for run in runs], {}
     for run, one in zip(runs, about, strict=True):
         if not (one["sweep"] or one["permuted"]):
             own = {key: getattr(run.recipe, key) for key in SETTINGS}
             name, theirs = first.setdefault(one["dataset"], (run.dir.name, own))
             if other := ", ".join(key for key in own if own[key] != theirs[key]):
-                raise ValueError(
-                    f"runs: {name} and {run.dir.name} were measured with another {other}; run 04 of both again"
-                )
+                both = f"{name} and {run.dir.name}"
+                raise ValueError(f"runs: {both} were measured with another {other}; run 04 of both again")
     return joined([run.table for run in runs], about)
 
 
@@ -91,7 +111,8 @@ def constants(run: Run) -> dict[str, Any]:
         "run": run.dir.name, "recipe": recipe.name, "dataset": card.name + validation, "synthetic": card.synthetic,
         "architecture": recipe.architecture, "variant": recipe.variant, "seed": recipe.seed,
         "sweep": sweep.name if sweep else "", "parameter": sweep.parameter if sweep else "",
-        "point": float(getattr(recipe, sweep.parameter)) if sweep else math.nan, "permuted": recipe.random_labels,
+        "point": sweep.place if sweep else math.nan, "setting": sweep.value if sweep else "",
+        "permuted": recipe.random_labels,
     }  # fmt: skip
 
 
@@ -111,18 +132,26 @@ def joined(tables: list[pd.DataFrame], about: list[dict[str, Any]]) -> pd.DataFr
         variant = VARIANTS.index(one["variant"].partition(" (")[0])
         return known, one["dataset"], variant, one["recipe"], one["seed"]
 
-    parts = []
-    for i in sorted(range(len(runs)), key=place):
-        names = {method: label(method, runs[i]["variant"]) for method in tables[i]["method"].unique()}
-        parts.append(tables[i].assign(**runs[i], label=tables[i]["method"].map(names)))
-    found = pd.concat(parts, ignore_index=True)
-    for name in found.select_dtypes("string").columns:
-        codes, values = pd.factorize(found[name])  # in the order in which they appear
-        found[name] = pd.Categorical.from_codes(codes, values)
-    owner = found["patient"].cat.codes.where(found["patient"] != "", -1 - found["image"].cat.codes)
-    found["unit"] = pd.factorize(pd.MultiIndex.from_arrays([found["dataset"].cat.codes, owner]))[0]
+    order = sorted(range(len(runs)), key=place)
+    runs, found = [runs[i] for i in order], pd.concat([tables[i] for i in order], ignore_index=True)
+    times = [len(tables[i]) for i in order]
+    found = found.apply(categorical)
+    for name, values in pd.DataFrame(runs).apply(categorical).items():
+        found[name] = values.repeat(times).array
+    found["choice"] = (found["split"] == "val") & (found["split"] == "test").groupby(found["run"]).transform("any")
+    found["main"] &= ~found["choice"]
+    kinds = found.groupby(["method", "variant"], observed=True, sort=False)
+    found["label"] = categorical(pd.Series([label(*kind) for kind in kinds.size().index]))[kinds.ngroup()].array
+    data, patients, images = (found[name].cat.codes.astype(int) for name in ("dataset", "patient", "image"))
+    owner = patients.where(found["patient"] != "", -1 - images)
+    found["unit"] = pd.factorize(owner + data * (2 + images.max() + patients.max()))[0]
     check_images(found)
     return found
+
+
+def categorical(values: pd.Series) -> pd.Series:
+    """Of strings, with the categories in the order in which they appear; others as they are."""
+    return pd.Series(pd.Categorical.from_codes(*pd.factorize(values))) if values.dtype == "str" else values
 
 
 def label(method: str, variant: str) -> str:
@@ -146,15 +175,20 @@ def check_images(table: pd.DataFrame) -> None:
 
 def compared(table: pd.DataFrame) -> pd.DataFrame:
     """The `main` rows of the maps that are compared: in-model ones on their own models, post-hoc ones of the black
-    boxes; not the difference map, which ranks as the evidence does for two classes."""
+    boxes."""
     own = table["method"].isin([name for name, method in METHODS.items() if method.family == "in-model"])
     post_hoc = table["method"].isin(METHODS) & ~own & table["variant"].str.startswith("black box")
-    return table[table["main"] & ((own & (table["method"] != "evidence_difference")) | post_hoc)]
+    return table[table["main"] & (own | post_hoc)]
 
 
-def at(table: pd.DataFrame, metric: str, k: float | str = 0, judge: str = "own") -> pd.DataFrame:
-    """The rows of a metric at `k`; "last": at the end of each run's curves, "all": the whole curves."""
+def at(
+    table: pd.DataFrame, metric: str, k: float | str = 0, judge: str = "own", resolution: str = "image"
+) -> pd.DataFrame:
+    """The rows of a metric at `k`; "last": at the end of each run's curves, "all": the whole curves. Of a metric that
+    is read at one resolution only, those at this one."""
     rows = table[(table["metric"] == metric) & (table["judge"] == judge)]
+    asked = rows["resolution"] == resolution
+    rows = rows[asked] if asked.any() else rows
     if k == "all":
         return rows
     return rows[rows["k"] == (rows.groupby("run", observed=True)["k"].transform("max") if k == "last" else k)]

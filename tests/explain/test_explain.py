@@ -2,14 +2,14 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from tiny_models import Gated, Linear, Net, eventful, run, state
+from tiny_models import Gated, Linear, Net, eventful, run, state, vgg
 
 from lib import models
 from lib.explain import METHODS, explain, upsample
 
 
 def test_the_register_names_every_method_once():
-    assert len(METHODS) == len({method.label for method in METHODS.values()}) == 21
+    assert len(METHODS) == len({method.label for method in METHODS.values()}) == 23
     for name, method in METHODS.items():
         assert method.name == name == method.function.__name__
         assert method.family in ("in-model", "gradient", "cam", "propagation", "baseline")
@@ -33,6 +33,41 @@ def test_gradcam_of_the_black_box_twin_is_the_rectified_evidence():
     assert expected.max() > 0
     assert torch.allclose(explain("gradcam", box, images, targets), expected, atol=1e-6)
     assert torch.allclose(explain("gradcam", twin, images, targets), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [lambda: models.softcam("compact", 3), lambda: vgg("softcam", 3)])
+def test_gradcam_of_a_softcam_is_its_rectified_evidence_without_the_bias(make):
+    model, images, targets = make().eval(), torch.randn(3, 3, 64, 64), torch.tensor([0, 2, 1])
+    maps = model(images).evidence[torch.arange(3), targets] - model.evidence.bias[targets].view(-1, 1, 1)
+    expected = upsample(maps.relu() / maps[0].numel(), (64, 64), mode="bilinear").detach()
+    assert expected.max() > 0
+    found = explain("gradcam", model, images, targets)
+    assert torch.allclose(found, expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [models.softcam, models.explainer_classifier])
+def test_the_post_hoc_maps_of_a_self_explaining_model_are_those_of_its_logits(kind):
+    """Of a SoftCAM those of its logits alone, of an Explainer-Classifier those of the classifier given its heatmap."""
+
+    class Logits(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return (
+                self.model(x).logits
+                if kind is models.softcam
+                else self.model.classifier(x, z.expand(len(x), -1, -1, -1))
+            )
+
+    model, image, target = kind("compact", 2, width=8).eval(), torch.rand(1, 3, 32, 32), torch.tensor([1])
+    z = None if kind is models.softcam else model.explainer(image).detach()
+    layer = {"layer": model.last_features}
+    for method, more in {"gradcam": layer, "lrp": layer, "integrated_gradients": {}, "guided_backprop": {}}.items():
+        expected = explain(method, Logits(model), image, target, **more)
+        assert expected.abs().max() > 0
+        assert torch.allclose(explain(method, model, image, target, **more), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("fails", [True, False])
@@ -89,7 +124,7 @@ def test_wrong_arguments_are_said(method, model, images, targets, more, error, m
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.family != "baseline"])
 def test_a_target_that_is_no_class_and_a_model_without_finite_logits_are_refused(method, value):
     makes = {"evidence": lambda: Net(evidence=True), "tte_cam": lambda: models.blackbox("compact", 3, width=4)}
-    model = (makes | {"evidence_difference": makes["evidence"]}).get(method, Gated)()
+    model = makes.get(method, Gated)()
     images = torch.randn(2, 3, 32, 32)
     with pytest.raises(ValueError, match=r"targets: expected values in 0\.\.2, got 3"):
         run(method, model, images, torch.tensor([0, 3]))

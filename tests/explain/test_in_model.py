@@ -1,4 +1,3 @@
-import pytest
 import torch
 from tiny_models import Gated, Net
 
@@ -19,23 +18,6 @@ def test_the_explainer_is_its_heatmap_in_evaluation_mode():
     model = Gated()
     found = explain("explainer", model, IMAGES, TARGETS)
     assert torch.equal(found, model.eval()(IMAGES).explanation[:, 0])
-
-
-def test_evidence_difference_is_taken_from_the_runner_up():
-    model = Net(evidence=True).eval()
-    output = model(IMAGES)
-    expected = []
-    for logits, maps, target in zip(output.logits.tolist(), output.evidence.detach(), TARGETS.tolist(), strict=True):
-        runner_up = max((k for k in range(3) if k != target), key=lambda k: logits[k])
-        expected.append(maps[target] - maps[runner_up])
-    found = explain("evidence_difference", model, IMAGES, TARGETS)
-    assert torch.allclose(found, upsample(torch.stack(expected), (12, 10)), atol=1e-6)
-
-
-def test_evidence_difference_needs_two_classes():
-    model = models.softcam("compact", 1, width=4)
-    with pytest.raises(TypeError, match="evidence_difference: expected a model of 2 classes or more, got SoftCAM"):
-        explain("evidence_difference", model, torch.rand(1, 3, 16, 16), torch.tensor([0]))
 
 
 def test_tte_cam_is_the_evidence_of_the_twin():

@@ -11,7 +11,6 @@ from lib.explain import METHODS, explain
 KINDS = {kind.__name__: kind for kind in (models.blackbox, models.softcam, models.explainer_classifier)}
 ONLY_ON = {
     "evidence": ("softcam", "class evidence maps"),
-    "evidence_difference": ("softcam", "class evidence maps"),
     "tte_cam": ("blackbox", "global average pooling"),
     "explainer": ("explainer_classifier", "an Explainer"),
 }

@@ -18,7 +18,6 @@ MAPS = torch.rand(N, 8, 8, generator=SEEDED)
 MASKS = torch.cat([torch.rand(N, 8, 8, generator=SEEDED) > 0.7, torch.zeros(1, 8, 8, dtype=torch.bool)])
 IMAGES = torch.rand(N, 1, 8, 8, generator=SEEDED)
 TARGETS = torch.tensor([0, 1, 0, 1])
-SICK = torch.tensor([True, True, False, False])
 EVERYTHING, REST = torch.arange(N), torch.tensor([0, 2, 3])
 
 
@@ -48,13 +47,11 @@ OF_REGIONS = {
     "weighting_game": masked(m.weighting_game),
     "relevance_rank_accuracy": masked(m.relevance_rank_accuracy),
     "best_iou": masked(m.best_iou),
-    "best_shared_iou": lambda maps, rows: m.best_shared_iou(maps, MASKS[rows], torch.tensor([0.5])).iou,
 }
 PER_IMAGE = OF_REGIONS | {
     "rank_patches": lambda maps, rows: m.rank_patches(maps, 3)[0],
     "positive_proportion": alone(m.positive_proportion),
     "negative_proportion": alone(m.negative_proportion),
-    "local_to_global_consistency": lambda maps, rows: m.local_to_global_consistency(maps, SICK[rows]).positive,
     "gini": alone(m.gini),
     "map_correlation": lambda maps, rows: m.map_correlation(maps, MAPS[rows]),
     "stability": explained(m.stability),
@@ -65,20 +62,18 @@ PER_IMAGE = OF_REGIONS | {
     "insertion_curve": judged(m.insertion_curve, tile=3),
     "sufficiency": judged(m.sufficiency, tile=3),
     "deletion_hits": judged(m.deletion_hits, k=4, patch=3),
-    "faithfulness_correlation": judged(m.faithfulness_correlation, subset=2, runs=6, tile=3),
     "road": judged(m.road, shares=(0.2, 0.6)),
 }
 POOLED = {
     "topk_precision": masked(m.topk_precision, k=3, patch=3),
     "deletion_curve": judged(m.deletion_curve, k=4, patch=3),
-    "best_shared_iou": lambda maps, rows: torch.tensor(m.best_shared_iou(maps, MASKS[rows]).threshold),
 }
-OF_SIZE = ("weighting_game", "positive_proportion", "negative_proportion", "local_to_global_consistency", "gini")
+OF_SIZE = ("weighting_game", "positive_proportion", "negative_proportion", "gini")
 OF_DIFFERENCES = (
     *("activation_precision", "activation_sensitivity", "pointing_game", "relevance_rank_accuracy", "best_iou"),
-    *("best_shared_iou", "map_correlation", "stability", "flip_equivariance", "faithfulness_correlation"),
+    *("map_correlation", "stability", "flip_equivariance"),
 )
-SORTING = ("topk_hits", "relevance_rank_accuracy", "best_iou", "best_shared_iou", "gini", "map_correlation")
+SORTING = ("topk_hits", "relevance_rank_accuracy", "best_iou", "gini", "map_correlation")
 UNDEFINED = {  # what the second map is given -> where, and which metrics of it are undefined then
     **dict.fromkeys((nan, inf, -inf), ((1, 3, 4), PER_IMAGE)),
     0.3: (1, OF_DIFFERENCES),

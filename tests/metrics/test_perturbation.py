@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +6,7 @@ from perturbing import IMAGE, MAP, ONE, Recorder, in_batches, mean_predict, nois
 from torchvision.transforms.v2 import functional as T
 
 from lib import metrics as m
-from lib.metrics.perturbation import PERTURBATIONS
+from lib.metrics.perturbation import PERTURBATIONS, Remembering
 
 SEEDS = st.integers(0, 10**6)
 
@@ -119,6 +118,32 @@ def test_insertion_is_the_removal_of_the_others(seed, height, width, tile, fill)
         assert torch.allclose(drop, inserted[:, -1] - inserted[:, max(1, round(share * tiles))], atol=1e-6)
 
 
+def test_an_image_that_was_answered_is_not_shown_again():
+    images, maps, recorder = noise(3, 1, 8, 8), noise(3, 8, 8, seed=1), Recorder()
+    given = Remembering(recorder), images, maps
+    with in_batches(64):
+        curve = m.perturbation_curve(*given, ONE.repeat(3), 4, 3, "gray")
+        assert sum(map(len, recorder)) == 3 * 4
+        assert torch.equal(m.perturbation_curve(*given, ONE.repeat(3), 4, 3, "gray"), curve)  # asks for nothing
+        assert len(recorder) == 1
+        m.perturbation_curve(*given, ONE.repeat(3), 4, 4, "gray")  # the last step alone
+        assert len(recorder[-1]) == 3
+        m.perturbation_curve(*given, ONE.repeat(3), 4, 4, "black")  # all but the untouched images
+        assert len(recorder[-1]) == 3 * 4
+        lerf = m.perturbation_curve(*given, ONE.repeat(3), 4, 4, "gray", order="lerf")  # all but the first and last
+        assert len(recorder[-1]) == 3 * 3
+        others = m.perturbation_curve(given[0], images.flip(0), maps.flip(0), ONE.repeat(3), 4, 4, "gray", order="lerf")
+        assert len(recorder) == 4 and torch.equal(others.flip(0), lerf)  # by the image, not by its place
+    assert torch.equal(curve, m.perturbation_curve(mean_predict, *given[1:], ONE.repeat(3), 4, 3, "gray"))
+
+
+def test_tiles_may_become_a_colour_of_a_value_per_channel():
+    images, recorder = noise(2, 3, 4, 4), Recorder()
+    m.deletion_hits(recorder, images, noise(2, 4, 4, seed=1), ONE.repeat(2), k=4, patch=2, fill=(0.1, 0.2, 0.3))
+    expected = torch.tensor([0.1, 0.2, 0.3])[:, None, None].expand(2, 3, 4, 4)
+    assert torch.equal(recorder.images(2)[:, -1], expected)
+
+
 def test_equal_states_cost_one_pass():
     recorder = Recorder()
     m.insertion_curve(recorder, *SHOWN[1:], tile=2, steps=100)
@@ -171,74 +196,6 @@ def test_aopc_and_area_by_hand():
     assert m.area_under_curve(curve).tolist() == pytest.approx([0.5, 1, 0.5])
 
 
-def squared(images):
-    return mean_predict(images**2)
-
-
-@pytest.mark.parametrize("target", [0, 1])
-def test_correlation_is_one_for_the_exact_attribution_of_a_linear_model(target):
-    images, weight = noise(3, 3, 10, 8, seed=7).double(), (noise(1, 3, 10, 8, seed=1).double() - 0.5) / 200
-
-    def predict(images):
-        change = (images * weight).sum((1, 2, 3))
-        return torch.stack([0.5 - change, 0.5 + change], 1)
-
-    maps = (2 * target - 1) * (images * weight).sum(1)
-    for attributed, expected in ((maps, 1), (-maps, -1)):
-        found = m.faithfulness_correlation(predict, images, attributed, target * ONE.repeat(3), 4, 30, tile=3)
-        assert found.tolist() == pytest.approx([expected] * 3, abs=1e-5)
-
-
-@settings(max_examples=20)
-@given(seed=SEEDS, height=st.integers(3, 7), width=st.integers(3, 7), tile=st.integers(1, 2))
-def test_correlation_against_loops(seed, height, width, tile):
-    image, heat = noise(1, 1, height, width, seed=seed).double(), noise(1, height, width, seed=seed + 1).double() - 0.3
-    recorder = Recorder()
-    found = m.faithfulness_correlation(lambda x: recorder(x**2), image, heat, ONE, 2, 12, tile, "white", seed=seed)
-    gone = [shown == 1 for shown in recorder.images(1)[0, 1:, 0]]
-    sums = [heat[0][mask].sum().item() for mask in gone]
-    drops = [sum(v**2 - 1 for v in image[0, 0][mask].tolist()) / (height * width) for mask in gone]
-    assert found.item() == pytest.approx(np.corrcoef(sums, drops)[0, 1], abs=1e-4)
-
-
-def test_sets_of_tiles_have_their_size_and_do_not_depend_on_the_images():
-    images, maps = 0.5 + noise(2, 1, 6, 6) / 2, noise(2, 6, 6, seed=1)
-
-    def sets(runs, seed):
-        recorder = Recorder()
-        m.faithfulness_correlation(recorder, images, maps, ONE.repeat(2), 3, runs, 2, seed=seed)
-        return (recorder.images(2) == 0)[..., ::2, ::2].flatten(2)
-
-    first, second = sets(200, seed=4)
-    assert torch.equal(first, second) and not first[0].any() and (first[1:].sum(1) == 3).all()
-    assert torch.equal(first, sets(200, seed=4)[0]) and not torch.equal(first, sets(200, seed=5)[0])
-    assert len(first.unique(dim=0)) > 45  # of 84
-
-
-def test_the_maps_of_several_methods_are_correlated_with_the_same_answers():
-    images, maps, recorder = noise(2, 1, 6, 6), noise(3, 2, 6, 6, seed=1), Recorder()
-    maps[1, 0] = torch.nan
-    found = m.faithfulness_correlation(recorder, images, maps, ONE.repeat(2), 3, 30, 2)
-    assert sum(map(len, recorder)) == 2 * (1 + 30)
-    alone = [m.faithfulness_correlation(Recorder(), images, one, ONE.repeat(2), 3, 30, 2) for one in maps]
-    assert torch.allclose(found, torch.stack(alone), atol=1e-5, equal_nan=True)
-    assert found.isnan().tolist() == [[False, False], [True, False], [False, False]]
-
-
-def test_undefined_correlations():
-    images = noise(4, 1, 7, 7)  # the tiles of the border are cut
-    maps = noise(4, 7, 7, seed=1)
-    maps[0] = 0.3  # constant, though its sums over tiles differ
-    maps[1] = torch.tensor([[1.0, -1], [-1, 1]]).repeat(4, 4)[:7, :7]  # only the tile of one pixel has a sum
-    maps[2] = 0
-    found = m.faithfulness_correlation(squared, images, maps, ONE.repeat(4), 2, 80, 2)
-    assert found.isnan().tolist() == [True, False, True, False]
-    whole_tiles = m.faithfulness_correlation(squared, images[..., :6, :6], maps[..., :6, :6], ONE.repeat(4), 2, 20, 2)
-    assert whole_tiles.isnan().tolist() == [True, True, True, False]
-    indifferent = m.faithfulness_correlation(lambda x: mean_predict(1e-9 * x), images, maps, ONE.repeat(4), 2, 20, 2)
-    assert indifferent.isnan().all()
-
-
 GIVEN, CURVE = {"predict": mean_predict, "images": IMAGE, "maps": MAP}, m.perturbation_curve
 
 
@@ -255,7 +212,6 @@ GIVEN, CURVE = {"predict": mean_predict, "images": IMAGE, "maps": MAP}, m.pertur
         (CURVE, {"perturbation": "red"}, "fill: expected one of .*, uniform, blur, .* got 'red'"),
         (CURVE, {"predict": lambda x: mean_predict(x) * 9}, r"predict: expected values in \[0, 1\], got"),
         (CURVE, {"predict": lambda x: x.mean((1, 2, 3))}, r"predict: expected finite values of shape \(5"),
-        (m.faithfulness_correlation, {"subset": 4}, "subset: expected fewer than the 4 tiles of an image, got 4"),
         (m.deletion_curve, {"labels": ONE.repeat(2)}, r"labels: expected integers of shape \(1,\), got .* of \(2,\)"),
         (m.deletion_curve, {"labels": ONE, "patch": 0}, "patch: expected at least 1, got 0"),
     ],

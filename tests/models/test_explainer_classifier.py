@@ -41,6 +41,15 @@ def test_the_deepest_level_has_a_say_from_the_start(seed):
     assert changed > 0.01 * z.mean()
 
 
+def test_it_may_start_as_torch_would():
+    bound = 1 / (3 * 9) ** 0.5  # of torch's uniform weights, by the fan-in
+    weight = Explainer(init="torch").encoder[0][0].weight
+    assert 0.8 * bound < weight.abs().max() <= bound
+    assert Explainer(init="torch").project.weight.std() > 10 * Explainer().project.weight.std()
+    made = explainer_classifier("compact", 2, init_bias=1.5, init="torch", channels=(4, 8, 16)).explainer
+    assert (made.bn.bias.item(), made.project.in_channels) == (1.5, 4)
+
+
 def test_explainer_by_hand():
     """All convolutions zero but the last bias, 0.5: z = relu(tanh(0.5 + init_bias)) everywhere in eval mode."""
     explainer = Explainer(1, (2, 2), init_bias=0.25).eval()

@@ -102,7 +102,7 @@ def test_what_is_printed_can_be_typed_and_images_of_several_sizes_are_trained_at
         ("data.csv", b'image,label\n"a', "expected a CSV in UTF-8: "),
         ("dataset.yaml", b"- a\n", ""),
         ("dataset.yaml", b"a: [\n", ""),
-        ("dataset.yaml", b"\xff\xfe\xff", "expected UTF-8: "),
+        ("dataset.yaml", b"\xff\xfe\xff", "'utf-8' codec can't decode"),
         ("dataset.yaml", b"text", ""),
     ],
 )

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 import zlib
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from lib.data import load_description, load_manifest, read_image, verify
+from lib.data.manifest import MANIFESTS
 from lib.data.pixels import box_mask
 from prepare import generate
 from prepare.digits import sources
@@ -17,18 +20,21 @@ from prepare.generation import GENERATORS
 from prepare.shapes import star_coverage
 
 NAMES = list(GENERATORS)
+EMBEDDED = [*NAMES, "digits10", "fundus_grades"]
 FEW = {"train": 3, "val": 2, "test": 2}
+TEN = tuple(range(10))
+GRADES = load_description("fundus_grades").generator["grades"]
 
 
 def _draw(name, label, seed, **parameters):
     return GENERATORS[name].draw(label, np.random.default_rng(seed), **parameters)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_the_committed_manifest_is_what_the_generator_makes_and_its_files_what_the_card_says(name, tmp_path):
     description = load_description(name)
-    made = dict(description.generator)
-    frame = generate(name, tmp_path, made.pop("seed"), FEW, **made)
+    made = {"generator": name, **description.generator}
+    frame = generate(made.pop("generator"), tmp_path, made.pop("seed"), FEW, **made)
     committed = load_manifest(name)
     committed = committed[committed.groupby("split").cumcount() < committed["split"].map(FEW)].reset_index(drop=True)
     assert frame.to_csv() == committed.to_csv()
@@ -72,6 +78,52 @@ def test_the_labels_of_fundus_chest_and_digits_differ_in_their_regions_alone(see
     assert (first != second).any() and not ((first != second) & ~(mask | other)).any()
 
 
+@pytest.mark.parametrize(
+    ("name", "sha256"),
+    [
+        ("chest", "83c69d6d75739e4a382aa1278b873f1fcabff5d7f43ca3b1d30f5e516a15dfc5"),
+        ("digits", "a1bddf707567165c9364f722a3d5e050ae0e810c642eb08421c20483700e4764"),
+        ("fundus", "4a5725c01a195ce6651d0c2fc94e9dd232c378f7baa8dc51acb1761c6ec5ad6d"),
+        ("shapes", "3b691453dffa87dfe8330476f8be3252e280fe04e2eebc4f524b0314c3d44c93"),
+    ],
+)
+def test_the_first_four_data_sets_are_what_they_always_were(name, sha256):
+    assert hashlib.sha256((MANIFESTS / f"{name}.csv").read_bytes()).hexdigest() == sha256
+
+
+@pytest.mark.parametrize(("name", "classes"), [("shapes", 2), ("fundus", 2), ("digits10", 10), ("fundus_grades", 5)])
+def test_every_k_images_in_a_row_have_each_of_k_classes_once_in_an_order_of_chance(name, classes):
+    for _, labels in load_manifest(name).groupby("split")["label"]:
+        blocks = labels.to_numpy()[: len(labels) // classes * classes].reshape(-1, classes)
+        assert (np.sort(blocks, 1) == np.arange(classes)).all()
+        assert (blocks == 0).any(0).all()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_of_ten_digits_one_is_whole_and_the_clutter_is_the_same_whichever_it_is(seed):
+    drawn = [_draw("digits", label, seed, digits=TEN) for label in range(10)]
+    union = np.any([mask for _, mask, _ in drawn], axis=0)
+    assert all((pixels == drawn[0][0])[~union].all() for pixels, *_ in drawn) and not union.all()
+    for label, (_, mask, extras) in enumerate(drawn):
+        (x, y, w, h), source = extras["boxes"][0], int(extras["patient"].removeprefix("source-"))
+        assert source in sources("train")[0][label] and mask.sum() == w * h and mask[y : y + h, x : x + w].all()
+        assert h >= 14
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_grades_differ_in_the_number_of_lesions_alone(seed):
+    """The number of connected regions is in the grade's range, each lesion of one size; those of a grade are among
+    those of the next, and nothing else changes."""
+    (healthy, before, _), *others = [_draw("fundus", grade, seed, grades=GRADES) for grade in range(5)]
+    assert not before.any() and (healthy == _draw("fundus", 0, seed)[0]).all()
+    for (low, high), (pixels, mask, extras) in zip(GRADES[1:], others, strict=True):
+        regions, number = ndimage.label(mask)
+        areas = np.bincount(regions.ravel())[1:]
+        assert low <= number <= high and areas.min() >= 12 and areas.max() <= 45
+        assert ((pixels != healthy).any(-1) == mask).all() and not (before & ~mask).any() and extras == {}
+        before = mask
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_the_mask_of_shapes_is_where_both_labels_differ_and_shapes_stay_in_their_places(seed):
     image, mask, extras = _draw("shapes", 1, seed, noise=0)
@@ -111,7 +163,12 @@ ONE = {"train": 1}
         ("fundus", ONE, {"lesion_scale": 9}, "lesion_scale\n.*less than or equal to 3"),
         ("fundus", ONE, {"lesions": 9}, "lesions\n.*Unexpected keyword argument"),
         ("chest", ONE, {"contrast": 0}, "contrast\n.*greater than or equal to 0.2"),
-        ("digits", ONE, {"digits": [4, 4]}, r"digits: expected two different digits, got \(4, 4\)"),
+        ("digits", ONE, {"digits": [4, 4]}, r"digits: expected different digits, got \(4, 4\)"),
+        ("digits", ONE, {"digits": [4]}, "digits\n.*at least 2 items"),
+        ("digits", ONE, {"digits": 4}, "digits\n.*valid tuple"),
+        ("fundus", ONE, {"grades": [[0, 0]]}, "grades\n.*at least 2 items"),
+        ("fundus", ONE, {"grades": [[0, 0], [3, 99]]}, r"grades: .* up to 55, got \[\(0, 0\), \(3, 99\)\]"),
+        ("fundus", ONE, {"grades": [[0, 0], [3, 2]]}, r"grades: expected the least .* got \[\(0, 0\), \(3, 2\)\]"),
         ("digits", ONE, {"digits": [4, 12]}, r"digits\.1\n.*less than or equal to 9"),
         ("shapes", ONE, {"noise": -1}, "noise\n.*greater than or equal to 0"),
         ("shapes", ONE, {"polygon": (5, 3)}, r"polygon: expected p >= 3 and 1 <= q < p / 2, got \(5, 3\)"),
@@ -131,6 +188,7 @@ def test_what_cannot_be_made_is_refused(name, counts, parameters, message, tmp_p
 EFFECTIVE = [
     ("fundus", "lesion_scale", 2.0), ("fundus", "size", 64), ("chest", "contrast", 3.0), ("chest", "size", 128),
     ("digits", "digits", (3, 8)), ("shapes", "polygon", (7, 3)), ("shapes", "noise", 0),
+    ("digits", "digits", TEN), ("fundus", "grades", GRADES),
 ]  # fmt: skip
 
 

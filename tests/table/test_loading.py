@@ -25,11 +25,17 @@ def test_runs_of_a_data_set_are_measured_on_the_same_images():
 
 
 def test_data_sets_and_models_come_in_their_order():
-    given = [("x", "black box"), ("fundus", "Explainer hybrid"), ("shapes", "SoftCAM sparse"), ("shapes", "black box")]
+    given = [
+        ("x", "black box"),
+        ("fundus", "Explainer hybrid"),
+        ("digits10", "black box"),
+        ("shapes", "SoftCAM sparse"),
+        ("shapes", "black box"),
+    ]
     found = table(*[run(CORRECT, name=f"r{i}", dataset=d, variant=v) for i, (d, v) in enumerate(given)])
-    assert names(found) == ["r3", "r2", "r1", "r0"]
-    assert list(found["dataset"].cat.categories) == ["shapes", "fundus", "x"]
-    assert names(found[found["recipe"] == "r3"], "image") == list("abcd")  # as they are drawn: intervals depend on it
+    assert names(found) == ["r4", "r3", "r2", "r1", "r0"]
+    assert list(found["dataset"].cat.categories) == ["shapes", "digits10", "fundus", "x"]
+    assert names(found[found["recipe"] == "r4"], "image") == list("abcd")  # as they are drawn: intervals depend on it
 
 
 def test_two_architectures_of_a_data_set_are_two_data_sets():
@@ -57,7 +63,7 @@ def test_a_map_of_the_model_itself_is_called_by_the_model_and_others_by_their_me
 
 
 def test_post_hoc_maps_are_compared_on_the_black_box_and_in_model_ones_on_their_own_models():
-    methods = ("gradcam", "tte_cam", "random", "evidence", "evidence_difference", "integrated_gradients")
+    methods = ("gradcam", "tte_cam", "random", "evidence", "integrated_gradients")
     maps = [rows(method, "gini", [1.0, 0.5]) for method in methods]
     permuted = run(CORRECT, maps[0], name="r", permuted=True)
     point = run(CORRECT, maps[0], name="p", **L1, point=1.0)
@@ -75,6 +81,38 @@ def test_a_curve_is_read_at_a_step_at_its_end_or_whole():
     assert at(found, "aopc", "last")["value"].tolist() == [0.2, 2, 4, 4]
     assert len(at(found, "aopc", "all")) == 16
     assert at(found, "aopc", "last", "twin")["value"].tolist() == [9, 9]
+
+
+def test_a_metric_is_read_at_the_resolution_asked_or_at_its_only_one():
+    kinds = {"image": [1, 1], "evidence": [0, 0]}
+    both = [rows("gradcam", "topk_precision", values, k=1, resolution=name) for name, values in kinds.items()]
+    one = (
+        rows("evidence", "positive_proportion", [0.5, 0.5], k=1, resolution="evidence"),
+        rows("gradcam", "aopc", [0.1]),
+    )
+    found = table(run(*both, *one))
+    for name, values in kinds.items():
+        assert at(found, "topk_precision", 1, resolution=name)["value"].tolist() == values
+        assert len(at(found, "positive_proportion", 1, resolution=name)) == 2
+        assert len(at(found, "aopc", resolution=name)) == 1
+    assert at(found, "topk_precision", 1)["resolution"].unique().tolist() == ["image"]
+
+
+def test_rows_of_choice_are_validation_images_of_a_run_that_is_tested():
+    chosen = rows("gradcam", "gini", [1, 1], images="xy", split="val")
+    val = rows("gradcam", "gini", [0.5], images="x", split="val")
+    found = table(run(CORRECT, chosen), run(val, name="val", dataset="val alone"))
+    assert found[found["choice"]]["image"].tolist() == ["x", "y"]
+    assert (found["main"] == ~found["choice"]).all()
+    assert names(compared(found), "dataset") == ["val alone"]
+    assert found.groupby(["dataset", "image"], observed=True)["unit"].nunique().eq(1).all()
+    assert found["unit"].nunique() == 4 + 2 + 1
+
+
+def test_patients_are_units_within_their_data_set():
+    cam = rows("gradcam", "gini", [1, 2, 3, 4], patients=["p", "q", "p", ""])
+    found = table(run(cam), run(cam, dataset="chest"), run(cam, **SOFTCAM))
+    assert found["unit"].tolist() == [0, 1, 0, 2, 0, 1, 0, 2, 3, 4, 3, 5]
 
 
 def test_a_folder_without_an_evaluated_run_is_said(tmp_path):
@@ -111,3 +149,14 @@ def test_a_table_says_by_which_recipe_it_was_measured(evaluated, tmp_path):
     with pytest.raises(ValueError, match=r"^runs: bb and sc were measured with another aopc_tile; run 04 of both"):
         load(tmp_path)
     assert names(load(tmp_path, ["bb", "ec"])) == ["bb", "ec"]
+
+
+def test_a_run_whose_twin_learnt_otherwise_is_refused(evaluated, tmp_path):
+    for one in evaluated.values():
+        shutil.copytree(one.dir, tmp_path / one.dir.name)
+    found = Run.load(tmp_path / "bb")
+    table, found.recipe = found.table, found.recipe.replace(width=9, batch_size=3)
+    found.write_table(table)
+    with pytest.raises(ValueError, match=r"^twin: ec and bb differ in width . and 9, batch_size 8 and 3$"):
+        load(tmp_path)
+    assert names(load(tmp_path, ["ec", "sc"])) == ["sc", "ec"]
