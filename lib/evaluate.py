@@ -19,6 +19,7 @@ from lib.run import Run, open_split
 Values = dict[str, Tensor | tuple[Tensor, Sequence[float]]]  # as `lib.table.rows` takes them
 ROAD_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 KEPT_SHARES = (0.05, 0.1, 0.2, 0.5)
+LOCALISATION = "activation_sensitivity", "weighting_game", "pointing_game", "relevance_rank_accuracy", "best_iou"
 CHOICE = {"topk_precision": 1, "activation_precision": 0, "deletion_area": 0, "pompom": 0}  # and aopc: metric -> k
 POMPOM_EPS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.05, 0.1, 0.2, 0.5)
 
@@ -58,14 +59,8 @@ def localisation(run: Run, maps: Maps, batch: Batch) -> pd.DataFrame:
             topk = precision(m.topk_hits(read, masks, k, patch, run.recipe.topk_threshold)), range(1, k + 1)
             both: Values = {"topk_precision": topk, "activation_precision": m.activation_precision(read, masks)}
             found.append(rows(run, both, batch, method, resolution=resolution))
-        values: Values = {
-            "pompom": m.pompom(one.clamp(min=0), masks),
-            "activation_sensitivity": m.activation_sensitivity(one, masks),
-            "weighting_game": m.weighting_game(one, masks),
-            "pointing_game": m.pointing_game(one, masks),
-            "relevance_rank_accuracy": m.relevance_rank_accuracy(one, masks),
-            "best_iou": m.best_iou(one, masks),
-        }
+        values: Values = {name: getattr(m, name)(one, masks) for name in LOCALISATION}
+        values["pompom"] = m.pompom(one.clamp(min=0), masks)
         if method == "explainer":
             values |= {"mean_heatmap": one.mean((1, 2))}
             values["pompom_curve"] = m.pompom_curve(one, masks, POMPOM_EPS), POMPOM_EPS
@@ -84,9 +79,8 @@ def at_evidence(run: Run, maps: Tensor) -> Tensor:
 
 
 def fill_of(run: Run) -> str | tuple[float, ...]:
-    """What deleted pixels become: of the data set's mean its value per channel."""
-    fill = run.recipe.deletion_fill
-    return tuple(run.description.mean) if fill == "dataset" else fill
+    """What deleted pixels become: a name, or the data set's mean per channel."""
+    return tuple(run.description.mean) if run.recipe.deletion_fill == "dataset" else run.recipe.deletion_fill
 
 
 def precision(hits: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ Sampling = Literal["instance", "class_balanced", "progressive", "progressive_rev
 Criterion = Literal["cross_entropy", "focal", "kappa", "mse", "mae", "smooth_l1"]
 Weights = Literal["balanced", "dynamic"] | list[PositiveFloat]
 Checkpoint = Literal["loss", "accuracy", "auc", "sensitivity", "specificity", "precision", "kappa"]
-Measure = Literal["localisation", "removal", "faithfulness", "properties"]  # removal is a part of faithfulness
+# of the maps; removal is a part of faithfulness, and at seeds above 0 all that is measured of it
+Measure = Literal["localisation", "removal", "faithfulness", "properties"]
 NAME = r"^[^\W_](?:[\w .,()\[\]'+=@&!-]*[\w()\[\]'+=@&!-])?$"  # a folder's, on every system
 NAMED = "a letter or digit, then letters, digits, spaces or one of _.,()[]'+=@&!-, no space or full stop at the end"
 SAME_MODEL = "gradcam", "lrp", "integrated_gradients", "guided_backprop", "random"  # of a model that explains itself
@@ -129,9 +130,7 @@ class Recipe(Training):
     explain_methods: list[str] | None = Field(None, description="none: the usual ones of the method")
     explain_count: int = Field(60, ge=1, description="images explained, drawn across classes")
     choose_count: int = Field(0, ge=0, description="validation images measured, too, to choose a method by; of test")
-    measure: list[Measure] = Field(
-        ["localisation", "faithfulness", "properties"], description="faithfulness: removal alone but at seed 0"
-    )
+    measure: list[Measure] = Field(["localisation", "faithfulness", "properties"], description="see Measure")
     ig_steps: int = Field(16, ge=1, description="integrated gradients: points on the path")
     topk: int = Field(10, ge=1, description="top-k localisation precision for k = 1 to this many patches")
     topk_threshold: float | None = Field(None, description="only patches that score above it count; none: all")
@@ -142,9 +141,7 @@ class Recipe(Training):
     aopc_grid: bool = Field(False, description="seed 0: also every tile size and perturbation of the papers' grid")
     perturbation: Literal["black", "white", "gray", "uniform", "blur"] = Field("black", description="what tiles become")
     deletion_steps: int = Field(20, ge=1, description="patches deleted, at most; steps in which all are inserted")
-    deletion_fill: Literal["zero", "mean", "dataset", "blur"] = Field(
-        "mean", description="what deleted pixels become: 0, the image's mean, the data set's"
-    )
+    deletion_fill: Literal["zero", "mean", "dataset", "blur"] = Field("mean", description="what deleted pixels become")
     sanity_count: int = Field(4, ge=0, description="images explained again with randomised weights; 0: no sanity check")
     resamples: int = Field(1000, ge=10, description="of the bootstrap behind the 95 % intervals of 04")
 
